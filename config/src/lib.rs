@@ -1,0 +1,1 @@
+//! The configuration file that every trustme program reads.

@@ -1,0 +1,1 @@
+//! Drives the built programs from outside: fixtures, engines, software TPM.

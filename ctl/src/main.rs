@@ -1,0 +1,3 @@
+//! What an operator types: status, measurement log, volumes.
+
+fn main() {}

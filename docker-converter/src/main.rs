@@ -1,0 +1,3 @@
+//! Turns Docker and OCI images into signed trust|me GuestOS bundles.
+
+fn main() {}

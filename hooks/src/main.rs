@@ -1,0 +1,3 @@
+//! Verifies, measures, opens and closes volumes for an OCI runtime.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Launch identity and policy, measurement log, TPM, sealed volumes.

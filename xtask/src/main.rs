@@ -1,0 +1,3 @@
+//! cargo xtask demo | test | bench: the project's glue.
+
+fn main() {}
