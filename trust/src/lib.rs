@@ -1,1 +1,5 @@
 //! Launch identity and policy, measurement log, TPM, sealed volumes.
+
+mod encoding;
+mod lock;
+pub mod tpm;
