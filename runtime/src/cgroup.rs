@@ -1,0 +1,437 @@
+//! The cgroup directories of a container, found once when it is created and kept in its state.
+//!
+//! libcgroups makes them and sets the limits. Freezing, listing and removing need no more than the paths, so the
+//! commands that come later read neither mount table nor specification.
+
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::sys;
+
+const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+/// linux/magic.h
+const CGROUP2_SUPER_MAGIC: u64 = 0x6367_7270;
+
+/// The cgroup v1 controllers that libcgroups handles, by the name of the directory they are mounted on.
+const V1_CONTROLLERS: [&str; 12] = [
+    "cpu",
+    "cpuacct",
+    "cpuset",
+    "devices",
+    "hugetlb",
+    "memory",
+    "pids",
+    "perf_event",
+    "blkio",
+    "net_prio",
+    "net_cls",
+    "freezer",
+];
+
+/// How long processes may take to leave a cgroup after they were killed.
+const REMOVAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the freezer may take.
+const FREEZE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The cgroups of one container.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Cgroups {
+    /// What the specification calls `cgroupsPath`, or the default; libcgroups works from this.
+    pub path: PathBuf,
+    /// A systemd scope holds the cgroup.
+    pub systemd: bool,
+    /// One directory a controller with cgroup v1, one directory with v2.
+    pub dirs: Vec<CgroupDir>,
+}
+
+/// One directory of a cgroup hierarchy.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct CgroupDir {
+    /// Name of the v1 controller, empty for v2.
+    pub controller: String,
+    /// Absolute path.
+    pub path: PathBuf,
+    /// The directory was there before the container: what is in it may be somebody else's.
+    pub existed: bool,
+}
+
+impl Cgroups {
+    /// Finds the directories that the container's cgroup has, or will have.
+    ///
+    /// # Errors
+    /// If the mount table cannot be read or the path names a parent directory.
+    pub fn locate(path: &Path, systemd: bool) -> Result<Self> {
+        if path
+            .components()
+            .any(|part| part == std::path::Component::ParentDir)
+        {
+            bail!("cgroupsPath {} leads upwards", path.display());
+        }
+        let relative = path.strip_prefix("/").unwrap_or(path);
+        let dirs = if is_unified()? {
+            let dir = match systemd && !path.is_absolute() {
+                true => scope_path(path)?,
+                false => relative.to_path_buf(),
+            };
+            vec![CgroupDir::new("", Path::new(CGROUP_ROOT).join(dir))]
+        } else {
+            v1_mounts()?
+                .into_iter()
+                .map(|(controller, mount)| CgroupDir::new(controller, mount.join(relative)))
+                .collect()
+        };
+        Ok(Self {
+            path: path.to_path_buf(),
+            systemd,
+            dirs,
+        })
+    }
+
+    /// The form in which libcgroups takes it.
+    pub fn config(&self, id: &str) -> libcgroups::common::CgroupConfig {
+        libcgroups::common::CgroupConfig {
+            cgroup_path: self.path.clone(),
+            systemd_cgroup: self.systemd,
+            container_name: id.to_owned(),
+        }
+    }
+
+    /// The directory of a v1 controller, or the only directory with v2.
+    pub fn dir(&self, controller: &str) -> Option<&Path> {
+        let found = |dir: &&CgroupDir| dir.controller == controller || dir.controller.is_empty();
+        self.dirs.iter().find(found).map(|dir| dir.path.as_path())
+    }
+
+    /// True with cgroup v2.
+    pub fn is_unified(&self) -> bool {
+        self.dirs.iter().all(|dir| dir.controller.is_empty())
+    }
+
+    /// The processes in the cgroup and below it.
+    ///
+    /// # Errors
+    /// If the cgroup exists but cannot be read.
+    pub fn pids(&self) -> io::Result<Vec<i32>> {
+        let mut pids = Vec::new();
+        if let Some(dir) = self
+            .dir("devices")
+            .or_else(|| self.dirs.first().map(|dir| dir.path.as_path()))
+        {
+            collect_pids(dir, &mut pids)?;
+        }
+        Ok(pids)
+    }
+
+    /// True if the cgroup is frozen.
+    pub fn is_frozen(&self) -> bool {
+        let Some(dir) = self.dir("freezer") else {
+            return false;
+        };
+        match self.is_unified() {
+            true => std::fs::read_to_string(dir.join("cgroup.freeze"))
+                .is_ok_and(|state| state.trim() == "1"),
+            false => std::fs::read_to_string(dir.join("freezer.state"))
+                .is_ok_and(|state| state.trim() != "THAWED"),
+        }
+    }
+
+    /// Freezes or thaws the processes and waits until it is done.
+    ///
+    /// # Errors
+    /// If there is no freezer, or it does not get done in time (then the cgroup is thawed again).
+    pub fn freeze(&self, frozen: bool) -> Result<()> {
+        let dir = self
+            .dir("freezer")
+            .context("the freezer cgroup is not available")?;
+        if self.is_unified() {
+            self.freeze_v2(dir, frozen)
+        } else {
+            self.freeze_v1(dir, frozen)
+        }
+    }
+
+    fn freeze_v1(&self, dir: &Path, frozen: bool) -> Result<()> {
+        let file = dir.join("freezer.state");
+        let wanted = if frozen { "FROZEN" } else { "THAWED" };
+        let end = Instant::now() + FREEZE_TIMEOUT;
+        loop {
+            // Written again in each round: a process that forks meanwhile keeps the state at FREEZING.
+            std::fs::write(&file, wanted)
+                .with_context(|| format!("cannot write {}", file.display()))?;
+            if std::fs::read_to_string(&file)?.trim() == wanted {
+                return Ok(());
+            }
+            if Instant::now() > end {
+                std::fs::write(&file, "THAWED")?;
+                bail!(
+                    "unable to freeze: {} does not become {wanted}",
+                    file.display()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn freeze_v2(&self, dir: &Path, frozen: bool) -> Result<()> {
+        let file = dir.join("cgroup.freeze");
+        std::fs::write(&file, if frozen { "1" } else { "0" })
+            .with_context(|| format!("cannot write {}", file.display()))?;
+        let wanted = if frozen { "frozen 1" } else { "frozen 0" };
+        let events = dir.join("cgroup.events");
+        let end = Instant::now() + FREEZE_TIMEOUT;
+        while !std::fs::read_to_string(&events)?
+            .lines()
+            .any(|line| line == wanted)
+        {
+            if Instant::now() > end {
+                bail!(
+                    "unable to freeze: {} does not say {wanted:?}",
+                    events.display()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Sends a signal to every process of the cgroup.
+    ///
+    /// # Errors
+    /// If the cgroup cannot be read, or a process may not be signalled.
+    pub fn signal_all(&self, signal: i32) -> io::Result<()> {
+        for pid in self.pids()? {
+            match sys::kill(pid, signal) {
+                Err(err) if err.raw_os_error() == Some(libc::ESRCH) => (),
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the cgroup with all below it; processes that still are in there are killed, unless the cgroup was there
+    /// before the container.
+    ///
+    /// # Errors
+    /// If a directory stays busy.
+    pub fn remove(&self, id: &str) -> Result<()> {
+        if self.systemd && self.is_unified() {
+            use libcgroups::common::CgroupManager;
+            let manager = libcgroups::common::create_cgroup_manager(self.config(id))?;
+            return Ok(manager.remove()?);
+        }
+        let end = Instant::now() + REMOVAL_TIMEOUT;
+        for dir in &self.dirs {
+            let mut pause = Duration::from_micros(200);
+            while let Err(err) = remove_tree(&dir.path, !dir.existed) {
+                if dir.existed {
+                    break;
+                }
+                if err != Errno::BUSY || Instant::now() > end {
+                    bail!("cannot remove cgroup {}: {err}", dir.path.display());
+                }
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_millis(20));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl CgroupDir {
+    fn new(controller: &str, path: PathBuf) -> Self {
+        let existed = path.exists();
+        Self {
+            controller: controller.to_owned(),
+            path,
+            existed,
+        }
+    }
+}
+
+/// True where cgroup v2 is mounted on /sys/fs/cgroup.
+///
+/// # Errors
+/// If there is no cgroup file system at all.
+pub fn is_unified() -> Result<bool> {
+    let stat =
+        rustix::fs::statfs(CGROUP_ROOT).with_context(|| format!("no cgroups at {CGROUP_ROOT}"))?;
+    Ok(stat.f_type as u64 == CGROUP2_SUPER_MAGIC)
+}
+
+/// The hierarchies that are mounted, as controller and mount point.
+fn v1_mounts() -> Result<Vec<(&'static str, PathBuf)>> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo")
+        .context("cannot read /proc/self/mountinfo")?;
+    Ok(v1_mounts_of(&table))
+}
+
+/// Parses mountinfo (proc_pid_mountinfo(5)): the fifth field is the mount point, the type follows the ` - `.
+fn v1_mounts_of(table: &str) -> Vec<(&'static str, PathBuf)> {
+    let mut mounts: Vec<(&'static str, PathBuf)> = Vec::new();
+    for line in table.lines() {
+        let Some((left, right)) = line.split_once(" - ") else {
+            continue;
+        };
+        if right.split(' ').next() != Some("cgroup") {
+            continue;
+        }
+        let Some(mount) = left.split(' ').nth(4).map(Path::new) else {
+            continue;
+        };
+        let names = mount
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
+        for controller in V1_CONTROLLERS {
+            let known = mounts.iter().any(|(name, _)| *name == controller);
+            if !known && names.split(',').any(|name| name == controller) {
+                mounts.push((controller, mount.to_path_buf()));
+            }
+        }
+    }
+    mounts
+}
+
+/// The path of the scope that systemd makes for `slice:prefix:name` (runc's form of cgroupsPath), below the root.
+fn scope_path(path: &Path) -> Result<PathBuf> {
+    let text = path.to_str().context("cgroupsPath is no UTF-8")?;
+    let [slice, prefix, name] = text.split(':').collect::<Vec<_>>()[..] else {
+        bail!(
+            "expected cgroupsPath to be of format \"slice:prefix:name\" for systemd cgroups, got {text:?} instead"
+        );
+    };
+    let slice = if slice.is_empty() {
+        "system.slice"
+    } else {
+        slice
+    };
+    let mut dir = PathBuf::new();
+    if slice != "-.slice" {
+        let stem = slice
+            .strip_suffix(".slice")
+            .context("the slice in cgroupsPath lacks .slice")?;
+        // a-b.slice lies in a.slice (systemd.slice(5)).
+        let ends = stem
+            .match_indices('-')
+            .map(|(at, _)| at)
+            .chain([stem.len()]);
+        dir.extend(ends.map(|end| format!("{}.slice", &stem[..end])));
+    }
+    dir.push(match (name.ends_with(".slice"), prefix) {
+        (true, _) => name.to_owned(),
+        (false, "") => format!("{name}.scope"),
+        (false, prefix) => format!("{prefix}-{name}.scope"),
+    });
+    Ok(dir)
+}
+
+fn collect_pids(dir: &Path, pids: &mut Vec<i32>) -> io::Result<()> {
+    let text = match std::fs::read_to_string(dir.join("cgroup.procs")) {
+        Err(err) if matches!(err.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => {
+            return Ok(());
+        }
+        other => other?,
+    };
+    pids.extend(
+        text.lines()
+            .filter_map(|line| line.parse::<i32>().ok())
+            .filter(|pid| *pid > 0),
+    );
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            collect_pids(&entry.path(), pids)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes a cgroup and the cgroups in it; `EBUSY` while processes are in there.
+fn remove_tree(dir: &Path, kill: bool) -> Result<(), Errno> {
+    match rustix::fs::rmdir(dir) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::BUSY | Errno::NOTEMPTY) => (),
+        Err(err) => return Err(err),
+    }
+    if kill {
+        let mut pids = Vec::new();
+        collect_pids(dir, &mut pids).map_err(|_| Errno::BUSY)?;
+        for pid in pids
+            .into_iter()
+            .filter(|pid| *pid != std::process::id() as i32)
+        {
+            // Whoever is gone already is what we want; anybody else keeps the cgroup busy, which is told.
+            let _ = sys::kill(pid, libc::SIGKILL);
+        }
+    }
+    if let Ok(entries) = std::fs::read_dir(dir) {
+        for entry in entries.flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                remove_tree(&entry.path(), kill)?;
+            }
+        }
+    }
+    match rustix::fs::rmdir(dir) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(err) => Err(err),
+    }
+}
+
+/// Makes a directory that only its owner may enter, with the directories above it.
+///
+/// # Errors
+/// As mkdir(2).
+pub fn make_private_dir(path: &Path) -> io::Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hierarchies_are_found() {
+        let table = "25 1 0:22 / /proc rw - proc proc rw\n\
+                     30 29 0:26 / /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct\n\
+                     31 29 0:27 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n\
+                     32 29 0:28 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+                     33 29 0:28 / /mnt/memory rw - cgroup cgroup rw,memory\n\
+                     34 29 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+        assert_eq!(
+            v1_mounts_of(table),
+            [
+                ("cpu", PathBuf::from("/sys/fs/cgroup/cpu,cpuacct")),
+                ("cpuacct", PathBuf::from("/sys/fs/cgroup/cpu,cpuacct")),
+                ("memory", PathBuf::from("/sys/fs/cgroup/memory")),
+            ]
+        );
+    }
+
+    #[test]
+    fn scopes_lie_where_systemd_puts_them() {
+        for (path, scope) in [
+            ("system.slice:docker:abc", "system.slice/docker-abc.scope"),
+            (":runc:abc", "system.slice/runc-abc.scope"),
+            ("a-b-c.slice:x:y", "a.slice/a-b.slice/a-b-c.slice/x-y.scope"),
+            ("-.slice:x:y", "x-y.scope"),
+            ("user.slice::y", "user.slice/y.scope"),
+        ] {
+            assert_eq!(scope_path(Path::new(path)).unwrap(), Path::new(scope));
+        }
+        assert!(scope_path(Path::new("abc")).is_err());
+    }
+
+    #[test]
+    fn paths_upwards_are_refused() {
+        assert!(Cgroups::locate(Path::new("/a/../../b"), false).is_err());
+    }
+}

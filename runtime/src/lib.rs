@@ -1,0 +1,23 @@
+//! The OCI runtime: its commands and what they share.
+//!
+//! libcontainer sets the container up (namespaces, mounts, cgroups, seccomp); this crate drives it, keeps the state on
+//! disk, protects the runtime's own binary and speaks runc's command line. docs/runtime.md tells the whole.
+
+pub mod build;
+pub mod bundle;
+pub mod cgroup;
+pub mod cli;
+pub mod commands;
+pub mod creation;
+pub mod executor;
+pub mod foreground;
+pub mod hooks;
+pub mod launch;
+pub mod log;
+pub mod process;
+pub mod root;
+pub mod seal;
+pub mod signal;
+pub mod state;
+pub mod sys;
+pub mod terminal;
