@@ -2,4 +2,5 @@
 
 mod encoding;
 mod lock;
+pub mod log;
 pub mod tpm;

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use tss_esapi::{Context, TctiNameConf};
 
 pub use pcr::{Pcr, PcrValue, extended};
-pub use seal::{SealedSecret, policy_digest, policy_pcr_digest};
+pub use seal::{HexDigest, SealedSecret, policy_digest, policy_pcr_digest};
 
 use crate::lock;
 
