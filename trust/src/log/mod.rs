@@ -8,6 +8,7 @@ mod journal;
 mod record;
 mod replay;
 
+pub(crate) use journal::now;
 pub use journal::{Event, MeasureError, Measured, measure};
 pub use record::{
     Container, Content, Entry, HashAlgorithm, LogError, Parsed, Record, Signer, Start, StartValue,

@@ -1,11 +1,9 @@
 //! The measurement log against swtpm: replay by this library, replay by hand, and what tpm2_pcrread says.
 
-mod swtpm;
-
 use std::path::{Path, PathBuf};
 
+use crate::swtpm::Swtpm;
 use sha2::{Digest, Sha256};
-use swtpm::Swtpm;
 use trustme_config::Config;
 use trustme_trust::log::{
     Container, Event, Measured, State, Subject, Verdict, Verification, VerifyError, measure, verify,

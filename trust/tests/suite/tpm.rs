@@ -1,10 +1,8 @@
 //! The TPM module against swtpm, with tpm2-tools as the independent opinion.
 
-mod swtpm;
-
 use std::time::{Duration, Instant};
 
-use swtpm::Swtpm;
+use crate::swtpm::Swtpm;
 use trustme_trust::tpm::{SealedSecret, Tpm, TpmError, extended, policy_digest};
 
 const SECRET: &[u8; 64] = b"0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
