@@ -6,6 +6,7 @@ mod kernel;
 mod lock;
 pub mod log;
 mod mount;
+pub mod policy;
 pub mod tpm;
 pub mod volume;
 
