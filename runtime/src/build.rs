@@ -17,7 +17,7 @@ use crate::launch::{self, Launch};
 use crate::process::{self, Request};
 use crate::root::Root;
 use crate::state::{CONFIG_FILE, Container, ProcessStat, Record, START_SOCKET, write_whole};
-use crate::{bundle, terminal};
+use crate::{bundle, mounts, terminal};
 
 /// What the command line says of the container.
 #[derive(Debug)]
@@ -99,6 +99,7 @@ impl Plan<'_> {
         })?;
         write_whole(&creation.dir().join(CONFIG_FILE), &config)?;
 
+        mounts::adapt(&mut spec, &cgroups)?;
         let channel = (process.terminal() == Some(true))
             .then(terminal::Channel::new)
             .transpose()?;

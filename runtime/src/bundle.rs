@@ -217,7 +217,7 @@ mod tests {
         std::os::unix::fs::symlink("/etc/passwd", &path).unwrap();
         reason("symbolic link");
         std::fs::remove_file(&path).unwrap();
-        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, Mode::RWXU, 0).unwrap();
         reason("no regular file");
         std::fs::remove_file(&path).unwrap();
         let file = std::fs::File::create(&path).unwrap();

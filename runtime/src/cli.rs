@@ -72,7 +72,7 @@ pub enum Command {
     /// Print the state of a container
     State(liboci_cli::State),
     /// Change the resource limits of a container
-    Update(Update),
+    Update(Box<Update>),
 }
 
 /// Arguments of `events`: liboci-cli takes the interval without a unit.
@@ -170,8 +170,12 @@ pub struct Update {
 /// # Errors
 /// The exit code to end with, after the help or the error has been printed: 0, 1, or 3 for an unknown command.
 pub fn parse(args: Vec<OsString>) -> Result<Cli, ExitCode> {
-    let command =
-        Cli::command().mut_subcommand("exec", |exec| exec.mut_arg("cap", |cap| cap.short('c')));
+    // Short forms that runc has and liboci-cli lacks.
+    let command = Cli::command()
+        .mut_subcommand("exec", |exec| exec.mut_arg("cap", |cap| cap.short('c')))
+        .mut_subcommand("list", |list| {
+            list.mut_arg("format", |format| format.short('f'))
+        });
     command
         .try_get_matches_from(args)
         .and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches))

@@ -61,15 +61,17 @@ pub fn init(global: &Global) -> Result<()> {
 
 /// Reports why the command failed.
 pub fn error(message: &str) {
-    report("error", message);
+    record("error", message);
+    eprintln!("{message}");
 }
 
 /// Reports something that does not stop the command.
 pub fn warning(message: &str) {
-    report("warning", message);
+    record("warning", message);
+    eprintln!("warning: {message}");
 }
 
-fn report(level: &str, message: &str) {
+fn record(level: &str, message: &str) {
     if let Some(log) = LOG.get()
         && let Some(path) = &log.path
         && let Ok(mut file) = open(path)
@@ -77,7 +79,6 @@ fn report(level: &str, message: &str) {
         // Standard error below has it too: nothing better can be done where the log cannot be written.
         let _ = file.write_all(line(level, message, log.json).as_bytes());
     }
-    eprintln!("{level}: {message}");
 }
 
 fn open(path: &PathBuf) -> std::io::Result<File> {

@@ -111,6 +111,7 @@ impl Request<'_> {
         let mut reason = String::new();
         File::from(read).read_to_string(&mut reason)?;
         if !reason.is_empty() {
+            end_children();
             bail!("unable to start container process: {reason}");
         }
         Ok(pid.as_raw())
@@ -159,7 +160,10 @@ impl Request<'_> {
         let trace = log::begin_trace()?;
         match container_main_process(&args) {
             Ok(pid) => Ok(pid),
-            Err(err) => Err(explain(&err, trace.first())),
+            Err(err) => {
+                end_children();
+                Err(explain(&err, trace.first()))
+            }
         }
     }
 
@@ -249,6 +253,22 @@ fn own_stdio(uid: u32) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Kills and collects the processes that were to become the container's, so that none waits for ever for a runtime that
+/// has given up, and none is left to whoever becomes its parent.
+fn end_children() {
+    let Ok(children) = std::fs::read_to_string("/proc/thread-self/children") else {
+        return;
+    };
+    for pid in children
+        .split_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+    {
+        // A process that cannot be killed has ended.
+        let _ = sys::kill(pid, libc::SIGKILL);
+        let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None);
+    }
 }
 
 /// Turns libcontainer's error into one that a person understands; `first` is the first error that was reported on the

@@ -191,7 +191,7 @@ mod tests {
         let listener = std::os::unix::net::UnixListener::bind(&short).unwrap();
         let socket = deep.join("console.sock");
         std::fs::rename(&short, &socket).unwrap();
-        assert!(socket.as_os_str().as_bytes().len() > MAX_SOCKET_PATH);
+        assert!(socket.as_os_str().len() > MAX_SOCKET_PATH);
         let master = rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         send_to(&socket, &master).unwrap();
         let (connection, _) = listener.accept().unwrap();

@@ -1,0 +1,465 @@
+//! What libcontainer 0.7 leaves undone with mounts, done around it (docs/libcontainer.md says what and why).
+//!
+//! Cgroup mounts (v1) are replaced by bind mounts of the container's own cgroups, which keep their options. The rest is
+//! a step after the mounts and before the change of the root: this program, called as the first createContainer hook,
+//! inside of the container's mount namespace. Only configurations that need the step have it.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use oci_spec::runtime::{HookBuilder, Mount, MountBuilder, Spec};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountPropagationFlags, OpenTreeFlags};
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::Cgroups;
+use crate::tree;
+
+/// First argument of this program when it is called for the step.
+pub const STEP_ARGUMENT: &str = "@mounts";
+
+/// Where cgroup v1 hierarchies are mounted on the host.
+const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+
+/// The step after the mounts.
+#[derive(Debug, Default, Deserialize, Serialize)]
+pub struct Step {
+    rootfs: PathBuf,
+    /// tmpfs mounts that get what the image has in their place (runc's option `tmpcopyup`).
+    copy_up: Vec<PathBuf>,
+    /// Mounts with a propagation of their own, with the option that says which.
+    propagation: Vec<(PathBuf, String)>,
+    /// Mounts that become read-only once devices have been made in them.
+    read_only: Vec<PathBuf>,
+}
+
+/// Rewrites the mounts of a specification, and adds the step to it if one is needed.
+///
+/// # Errors
+/// If the root file system cannot be read.
+pub fn adapt(spec: &mut Spec, cgroups: &Cgroups) -> Result<()> {
+    let rootfs = spec
+        .root()
+        .as_ref()
+        .map(|root| root.path().clone())
+        .unwrap_or_default();
+    let terminal = spec
+        .process()
+        .as_ref()
+        .is_some_and(|process| process.terminal() == Some(true));
+    let mut step = Step {
+        rootfs,
+        ..Step::default()
+    };
+    let mut mounts = Vec::new();
+    for mut mount in spec.mounts().clone().unwrap_or_default() {
+        if mount.typ().as_deref() == Some("cgroup") && !cgroups.is_unified() {
+            mounts.extend(cgroup_mounts(&mount, cgroups)?);
+            continue;
+        }
+        step.take_over(&mut mount, terminal)?;
+        mounts.push(mount);
+    }
+    spec.set_mounts(Some(mounts));
+    step.prefer_private_root(spec);
+    if step.copy_up.is_empty() && step.propagation.is_empty() && step.read_only.is_empty() {
+        return Ok(());
+    }
+    let hook = HookBuilder::default()
+        .path("/proc/self/exe")
+        .args(vec![
+            "trustme".to_owned(),
+            STEP_ARGUMENT.to_owned(),
+            serde_json::to_string(&step)?,
+        ])
+        .build()?;
+    let mut hooks = spec.hooks().clone().unwrap_or_default();
+    hooks
+        .create_container_mut()
+        .get_or_insert_default()
+        .insert(0, hook);
+    spec.set_hooks(Some(hooks));
+    Ok(())
+}
+
+impl Step {
+    /// Takes the options from a mount that libcontainer does not handle.
+    fn take_over(&mut self, mount: &mut Mount, terminal: bool) -> Result<()> {
+        let destination = mount.destination().clone();
+        let is_tmpfs = mount.typ().as_deref() == Some("tmpfs");
+        let mut options = mount.options().clone().unwrap_or_default();
+        options.retain(|option| match option.as_str() {
+            "tmpcopyup" if is_tmpfs => {
+                self.copy_up.push(destination.clone());
+                false
+            }
+            name if propagation_of(name).is_some() => {
+                self.propagation
+                    .push((destination.clone(), name.to_owned()));
+                false
+            }
+            _ => true,
+        });
+        // A tmpfs has the mode of the directory below it, unless the options say otherwise (runc).
+        if is_tmpfs
+            && !options.iter().any(|option| option.starts_with("mode="))
+            && let Some(mode) = mode_of(&self.rootfs, &destination)?
+        {
+            options.push(format!("mode={mode:o}"));
+        }
+        // libcontainer mounts /dev writable, for its devices, and leaves it so. It also makes /dev/console later, for
+        // which /dev has to stay writable.
+        if destination == Path::new("/dev")
+            && !terminal
+            && options.iter().any(|option| option == "ro")
+        {
+            self.read_only.push(destination);
+        }
+        mount.set_options(Some(options));
+        Ok(())
+    }
+
+    /// Where nothing but private mounts is asked for, the whole tree can be private from the start, which saves the
+    /// step: so it is with Docker's and containerd's ordinary containers.
+    fn prefer_private_root(&mut self, spec: &mut Spec) {
+        let is_private = |destination: &PathBuf| {
+            let mut options = self.propagation.iter().filter(|(of, _)| of == destination);
+            options
+                .next()
+                .is_some_and(|(_, name)| name.ends_with("private"))
+                && options.next().is_none()
+        };
+        let mounts = spec.mounts().as_deref().unwrap_or_default();
+        let all_private = mounts
+            .iter()
+            .filter(|mount| libcontainer::rootfs::utils::is_bind(mount) && !is_cgroup(mount))
+            .all(|mount| is_private(mount.destination()))
+            && self
+                .propagation
+                .iter()
+                .all(|(_, name)| name.ends_with("private"));
+        let Some(linux) = spec.linux_mut().as_mut().filter(|_| all_private) else {
+            return;
+        };
+        match linux.rootfs_propagation().as_deref() {
+            None | Some("private") => {
+                linux.set_rootfs_propagation(Some("private".to_owned()));
+                self.propagation.clear();
+            }
+            _ => (),
+        }
+    }
+
+    /// Carries the step out, inside of the container's mount namespace.
+    fn carry_out(&self) -> Result<()> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let rootfs = rustix::fs::open(&self.rootfs, flags, Mode::empty())
+            .context("cannot open the rootfs")?;
+        for destination in &self.copy_up {
+            copy_up(&rootfs, destination).with_context(|| {
+                format!("cannot copy up the content of {}", destination.display())
+            })?;
+        }
+        for (destination, option) in &self.propagation {
+            let (mount, flags) = (inside(&rootfs, destination)?, propagation_of(option));
+            rustix::mount::mount_change(
+                handle_path(&mount),
+                flags.unwrap_or(MountPropagationFlags::empty()),
+            )
+            .with_context(|| format!("cannot make {} {option}", destination.display()))?;
+        }
+        for destination in &self.read_only {
+            let mount = inside(&rootfs, destination)?;
+            remount_read_only(&mount)
+                .with_context(|| format!("cannot make {} read-only", destination.display()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Carries out the step that `json` describes.
+///
+/// # Errors
+/// If any part of it fails; the container is not built then.
+pub fn finish(json: &str) -> Result<()> {
+    serde_json::from_str::<Step>(json)
+        .context("step of mounts")?
+        .carry_out()
+}
+
+fn is_cgroup(mount: &Mount) -> bool {
+    mount
+        .source()
+        .as_deref()
+        .is_some_and(|source| source.starts_with(CGROUP_ROOT))
+}
+
+/// The flags of a propagation option (mount(8)).
+fn propagation_of(option: &str) -> Option<MountPropagationFlags> {
+    let (recursive, name) = match option.strip_prefix('r') {
+        Some(name) => (MountPropagationFlags::REC, name),
+        None => (MountPropagationFlags::empty(), option),
+    };
+    let kind = match name {
+        "shared" => MountPropagationFlags::SHARED,
+        "slave" => MountPropagationFlags::DOWNSTREAM,
+        "private" => MountPropagationFlags::PRIVATE,
+        "unbindable" => MountPropagationFlags::UNBINDABLE,
+        _ => return None,
+    };
+    Some(kind | recursive)
+}
+
+/// A tmpfs with a bind mount of each of the container's cgroups: what a cgroup mount amounts to. libcontainer makes the
+/// same, but writable whatever the options say.
+fn cgroup_mounts(mount: &Mount, cgroups: &Cgroups) -> Result<Vec<Mount>> {
+    let mut options: Vec<String> = ["nosuid", "nodev", "noexec", "relatime"]
+        .map(str::to_owned)
+        .into();
+    let base = MountBuilder::default()
+        .destination(mount.destination())
+        .typ("tmpfs")
+        .source("tmpfs")
+        .options([&options[..], &["mode=755".to_owned()]].concat())
+        .build()?;
+    if mount
+        .options()
+        .iter()
+        .flatten()
+        .any(|option| option == "ro")
+    {
+        options.push("ro".to_owned());
+    }
+    options.push("bind".to_owned());
+    let mut mounts = vec![base];
+    for dir in &cgroups.dirs {
+        // The directory that the hierarchy is mounted on, as in cpu,cpuacct: also under its full name.
+        let hierarchy = dir
+            .path
+            .strip_prefix(CGROUP_ROOT)
+            .ok()
+            .and_then(|path| path.iter().next());
+        let Some(hierarchy) = hierarchy.and_then(|name| name.to_str()) else {
+            continue;
+        };
+        for name in [hierarchy, dir.controller.as_str()] {
+            let destination = mount.destination().join(name);
+            if mounts
+                .iter()
+                .all(|known| known.destination() != &destination)
+            {
+                let bind = MountBuilder::default()
+                    .destination(destination)
+                    .typ("bind")
+                    .source(dir.path.clone())
+                    .options(options.clone());
+                mounts.push(bind.build()?);
+            }
+        }
+    }
+    Ok(mounts)
+}
+
+/// The mode of a directory of the root file system; none if there is no such directory.
+fn mode_of(rootfs: &Path, destination: &Path) -> Result<Option<u32>> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(rootfs, flags, Mode::empty())
+        .with_context(|| format!("cannot open {}", rootfs.display()))?;
+    match inside(&root, destination) {
+        Ok(dir) => Ok(Some(rustix::fs::fstat(&dir)?.st_mode & 0o7777)),
+        Err(_) => Ok(None),
+    }
+}
+
+/// Opens a path of the container, without ever leaving its root.
+fn inside(rootfs: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
+    let relative = path.strip_prefix("/").unwrap_or(path);
+    let relative = if relative.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        relative
+    };
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    rustix::fs::openat2(rootfs, relative, flags, Mode::empty(), resolve)
+}
+
+/// A path that leads to what a handle refers to, whatever happens to its name.
+fn handle_path(handle: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", handle.as_raw_fd())
+}
+
+fn copy_up(rootfs: &OwnedFd, destination: &Path) -> Result<()> {
+    // A clone of the root's mount alone: in it, the place of the tmpfs is not covered.
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    let uncovered = rustix::mount::open_tree(rootfs, "", flags).context("open_tree")?;
+    let source = match inside(&uncovered, destination) {
+        Err(Errno::NOENT) => return Ok(()),
+        other => other?,
+    };
+    if FileType::from_raw_mode(rustix::fs::fstat(&source)?.st_mode) != FileType::Directory {
+        return Ok(());
+    }
+    tree::copy(&reopen(&source)?, &reopen(&inside(rootfs, destination)?)?)
+}
+
+/// A readable handle on a directory that is held by its path only.
+fn reopen(dir: &OwnedFd) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(dir, ".", flags, Mode::empty())?)
+}
+
+/// Makes a mount read-only and keeps its other flags.
+fn remount_read_only(mount: &OwnedFd) -> Result<()> {
+    use rustix::mount::MountFlags;
+    let now = rustix::fs::fstatvfs(mount)?.f_flag;
+    let flags = [
+        (rustix::fs::StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
+        (rustix::fs::StatVfsMountFlags::NODEV, MountFlags::NODEV),
+        (rustix::fs::StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
+        (rustix::fs::StatVfsMountFlags::NOATIME, MountFlags::NOATIME),
+        (
+            rustix::fs::StatVfsMountFlags::RELATIME,
+            MountFlags::RELATIME,
+        ),
+    ]
+    .into_iter()
+    .filter(|(present, _)| now.contains(*present))
+    .fold(MountFlags::BIND | MountFlags::RDONLY, |flags, (_, flag)| {
+        flags | flag
+    });
+    rustix::mount::mount_remount(handle_path(mount), flags, "")?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::cgroup::CgroupDir;
+
+    use super::*;
+
+    fn spec(rootfs: &Path, mounts: serde_json::Value) -> Spec {
+        serde_json::from_value(serde_json::json!({
+            "ociVersion": "1.0.2",
+            "root": {"path": rootfs},
+            "mounts": mounts,
+            "linux": {},
+        }))
+        .unwrap()
+    }
+
+    fn v1() -> Cgroups {
+        let dir = |controller: &str, path: &str| CgroupDir {
+            controller: controller.to_owned(),
+            path: path.into(),
+            existed: false,
+        };
+        Cgroups {
+            path: "/x".into(),
+            systemd: false,
+            dirs: vec![
+                dir("cpu", "/sys/fs/cgroup/cpu,cpuacct/x"),
+                dir("cpuacct", "/sys/fs/cgroup/cpu,cpuacct/x"),
+                dir("memory", "/sys/fs/cgroup/memory/x"),
+            ],
+        }
+    }
+
+    #[test]
+    fn cgroup_mounts_keep_their_options() {
+        let dir = tempfile::tempdir().unwrap();
+        let mounts = serde_json::json!([
+            {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro", "nosuid"]},
+        ]);
+        let mut spec = spec(dir.path(), mounts);
+        adapt(&mut spec, &v1()).unwrap();
+        let mounts = spec.mounts().clone().unwrap();
+        let names: Vec<_> = mounts
+            .iter()
+            .map(|mount| mount.destination().to_str().unwrap().to_owned())
+            .collect();
+        assert_eq!(
+            names,
+            [
+                "/sys/fs/cgroup",
+                "/sys/fs/cgroup/cpu,cpuacct",
+                "/sys/fs/cgroup/cpu",
+                "/sys/fs/cgroup/cpuacct",
+                "/sys/fs/cgroup/memory",
+            ]
+        );
+        for bind in &mounts[1..] {
+            for option in ["ro", "nosuid", "nodev", "noexec", "bind"] {
+                assert!(
+                    bind.options()
+                        .as_ref()
+                        .unwrap()
+                        .iter()
+                        .any(|found| found == option),
+                    "{option}"
+                );
+            }
+        }
+        assert!(spec.hooks().is_none(), "no step is needed");
+    }
+
+    #[test]
+    fn private_mounts_need_no_step_and_others_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let bind = |option: &str| serde_json::json!({"destination": "/a", "source": "/tmp", "options": ["rbind", option]});
+        for (options, stepped, root) in [
+            (vec!["rprivate"], false, Some("private")),
+            (vec!["rprivate", "rslave"], true, None),
+            (vec!["ro"], false, None),
+            (vec!["rshared"], true, None),
+        ] {
+            let mounts: Vec<_> = options
+                .iter()
+                .enumerate()
+                .map(|(at, option)| {
+                    let mut mount = bind(option);
+                    mount["destination"] = format!("/m{at}").into();
+                    mount
+                })
+                .collect();
+            let mut spec = spec(dir.path(), mounts.into());
+            adapt(&mut spec, &v1()).unwrap();
+            assert_eq!(spec.hooks().is_some(), stepped, "{options:?}");
+            let propagation = spec.linux().as_ref().unwrap().rootfs_propagation().clone();
+            assert_eq!(propagation.as_deref(), root, "{options:?}");
+        }
+    }
+
+    #[test]
+    fn a_tmpfs_takes_the_mode_of_its_place() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("t")).unwrap();
+        std::fs::set_permissions(dir.path().join("t"), PermissionsExt::from_mode(0o1770)).unwrap();
+        let mounts = serde_json::json!([{"destination": "/t", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"]}]);
+        let mut spec = spec(dir.path(), mounts);
+        adapt(&mut spec, &v1()).unwrap();
+        assert_eq!(
+            spec.mounts().as_ref().unwrap()[0]
+                .options()
+                .clone()
+                .unwrap(),
+            ["mode=1770"]
+        );
+        assert!(spec.hooks().is_some());
+    }
+
+    #[test]
+    fn the_root_is_never_left() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/../../etc", dir.path().join("out")).unwrap();
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(dir.path(), flags, Mode::empty()).unwrap();
+        assert!(inside(&root, Path::new("/out/passwd")).is_err());
+        assert!(inside(&root, Path::new("/")).is_ok());
+    }
+}
