@@ -140,15 +140,16 @@ fn an_error_names_file_line_and_key() {
 
 #[test]
 fn an_unreadable_file_is_an_error() {
-    let error = Config::read(Path::new("/nonexistent/config.toml"))
-        .unwrap_err()
-        .to_string();
-    assert_eq!(
-        error,
-        "/nonexistent/config.toml: No such file or directory (os error 2)"
-    );
-    let error = Config::read(Path::new("/dev/zero"))
-        .unwrap_err()
-        .to_string();
-    assert_eq!(error, "/dev/zero: larger than 1 MiB");
+    for (path, reason) in [
+        (
+            "/nonexistent/config.toml",
+            "No such file or directory (os error 2)",
+        ),
+        ("/dev/zero", "larger than 1 MiB"),
+    ] {
+        let error = Config::read(Path::new(path)).unwrap_err();
+        assert_eq!(error.to_string(), format!("cannot read {path}"));
+        let source = std::error::Error::source(&error).unwrap();
+        assert_eq!(source.to_string(), reason);
+    }
 }

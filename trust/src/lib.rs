@@ -1,8 +1,9 @@
-//! Launch identity and policy, measurement log, TPM, sealed volumes.
+#![doc = include_str!("../README.md")]
 
 mod encoding;
 pub mod identity;
 mod kernel;
+pub mod launch;
 mod lock;
 pub mod log;
 mod mount;

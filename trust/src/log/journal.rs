@@ -47,7 +47,7 @@ pub enum Measured {
 #[derive(Debug, thiserror::Error)]
 pub enum MeasureError {
     /// The log cannot be read or written.
-    #[error("measurement log {}: cannot {step}: {source}", path.display())]
+    #[error("measurement log {}: cannot {step}", path.display())]
     Log {
         /// The log.
         path: PathBuf,

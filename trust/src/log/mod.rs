@@ -14,4 +14,4 @@ pub use record::{
     Container, Content, Entry, HashAlgorithm, LogError, Parsed, Record, Signer, Start, StartValue,
     Subject, Verdict, Verification, parse,
 };
-pub use replay::{PcrReplay, Report, State, VerifyError, verify};
+pub use replay::{PcrReplay, Report, State, VerifyError, load, verify};

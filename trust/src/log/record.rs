@@ -150,7 +150,7 @@ pub struct StartValue {
 }
 
 /// What was measured, for people and verifiers. Whether the same was measured before is decided by everything but
-/// `container` and `timestamp`.
+/// `path`, `container` and `timestamp`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Subject {
@@ -182,10 +182,11 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// Whether `other` says the same, but for another container or at another time.
+    /// Whether `other` says the same, but for another container, from another place or at another time.
     #[must_use]
     pub fn says_the_same(&self, other: &Self) -> bool {
         let like_other = Self {
+            path: other.path.clone(),
             container: other.container.clone(),
             timestamp: other.timestamp,
             ..self.clone()

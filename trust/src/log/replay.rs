@@ -86,7 +86,7 @@ pub struct Report {
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
     /// The log cannot be read.
-    #[error("measurement log {}: {source}", path.display())]
+    #[error("measurement log {}", path.display())]
     Read {
         /// The log.
         path: PathBuf,
@@ -94,7 +94,7 @@ pub enum VerifyError {
         source: io::Error,
     },
     /// The log is malformed.
-    #[error("measurement log {}: {source}", path.display())]
+    #[error("measurement log {}", path.display())]
     Parse {
         /// The log.
         path: PathBuf,
@@ -112,6 +112,21 @@ pub enum VerifyError {
     /// The TPM cannot be read.
     #[error(transparent)]
     Tpm(#[from] TpmError),
+}
+
+/// The log in the file `path`.
+///
+/// # Errors
+/// It cannot be read or is malformed.
+pub fn load(path: &Path) -> Result<Parsed, VerifyError> {
+    let bytes = journal::read(path).map_err(|source| VerifyError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    super::parse(&bytes).map_err(|source| VerifyError::Parse {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Replays the log that `config` names and compares with the TPM. Changes neither.

@@ -17,7 +17,7 @@ pub enum FloorError {
     #[error("{0:?} is not a GuestOS name: letters, digits, '.', '_', '-', not beginning with '.'")]
     Name(String),
     /// The file cannot be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("rollback floor {}", path.display())]
     Io {
         /// The file.
         path: PathBuf,

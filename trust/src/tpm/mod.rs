@@ -37,12 +37,12 @@ const LOCK_PATH: &str = "/run/trustme-tpm.lock";
 #[derive(Debug, thiserror::Error)]
 pub enum TpmError {
     /// The TCTI string is not one that the TSS knows, or nothing answers there.
-    #[error("TPM at {tcti}: cannot connect: {source}")]
+    #[error("TPM at {tcti}: cannot connect: {reason}")]
     Connect {
         /// The TCTI string.
         tcti: String,
         /// What the TSS said.
-        source: tss_esapi::Error,
+        reason: String,
     },
     /// Another program holds the TPM for too long, or the lock cannot be made.
     #[error("TPM lock {LOCK_PATH}: {0}")]
@@ -58,14 +58,14 @@ pub enum TpmError {
         timeout: Duration,
     },
     /// The TPM, or the way to it, refused a command.
-    #[error("TPM at {tcti}: cannot {step}: {source}")]
+    #[error("TPM at {tcti}: cannot {step}: {reason}")]
     Command {
         /// The TCTI string.
         tcti: String,
         /// What was being done.
         step: &'static str,
         /// What the TSS said.
-        source: tss_esapi::Error,
+        reason: String,
     },
     /// The TPM answered something other than what was asked.
     #[error("TPM: {0}")]
@@ -143,9 +143,9 @@ impl Tpm {
     /// # Errors
     /// As [`Tpm::connect`].
     pub fn connect_within(tcti: &str, timeout: Duration) -> Result<Self, TpmError> {
-        let name = TctiNameConf::from_str(tcti).map_err(|source| TpmError::Connect {
+        let name = TctiNameConf::from_str(tcti).map_err(|error| TpmError::Connect {
             tcti: tcti.to_owned(),
-            source,
+            reason: error.to_string(),
         })?;
         let deadline = Instant::now() + LOCK_TIMEOUT;
         let lock = lock::exclusive(Path::new(LOCK_PATH), deadline).map_err(TpmError::Lock)?;
@@ -166,7 +166,12 @@ impl Tpm {
         let tcti = tcti.to_owned();
         match outcome.recv_timeout(timeout) {
             Ok(Ok(())) => {}
-            Ok(Err(source)) => return Err(TpmError::Connect { tcti, source }),
+            Ok(Err(error)) => {
+                return Err(TpmError::Connect {
+                    tcti,
+                    reason: error.to_string(),
+                });
+            }
             Err(_) => {
                 return Err(TpmError::Timeout {
                     tcti,
@@ -217,10 +222,10 @@ impl Tpm {
         outcome
             .recv_timeout(self.timeout)
             .map_err(|_| timed_out())?
-            .map_err(|source| TpmError::Command {
+            .map_err(|error| TpmError::Command {
                 tcti: self.tcti.clone(),
                 step,
-                source,
+                reason: error.to_string(),
             })
     }
 }

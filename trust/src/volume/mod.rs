@@ -52,7 +52,7 @@ pub struct Request<'r> {
 
 /// Why a volume was not opened.
 #[derive(Debug, thiserror::Error)]
-#[error("volume {name}: {reason}")]
+#[error("volume {name}")]
 pub struct VolumeError {
     /// The volume.
     pub name: String,
@@ -82,7 +82,7 @@ pub enum Reason {
     #[error("in use: its image is attached to {0}")]
     InUse(String),
     /// A file or the kernel.
-    #[error("{step} {}: {source}", path.display())]
+    #[error("cannot {step} {}", path.display())]
     Io {
         /// What was being done.
         step: &'static str,

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::chain;
 use crate::swtpm::Swtpm;
 use sha2::{Digest, Sha256};
 use trustme_config::Config;
@@ -214,7 +215,7 @@ fn a_log_that_does_not_explain_the_pcrs_is_told() {
         .unwrap();
     bytes[place] ^= 1;
     std::fs::write(&config.log.path, bytes).unwrap();
-    let error = verify(&config).unwrap_err().to_string();
+    let error = chain(verify(&config).unwrap_err());
     assert!(
         error.starts_with(&format!(
             "measurement log {}: record 1: ",
@@ -275,7 +276,7 @@ fn a_tpm_that_vanishes_is_an_error_and_nothing_is_lost() {
     measure(&config, &launch(1)).unwrap();
     let log = std::fs::read(&config.log.path).unwrap();
     swtpm.stop();
-    let error = measure(&config, &launch(2)).unwrap_err().to_string();
+    let error = chain(measure(&config, &launch(2)).unwrap_err());
     assert!(error.starts_with("TPM at "), "{error}");
     assert_eq!(std::fs::read(&config.log.path).unwrap(), log);
 }

@@ -13,6 +13,7 @@ use trustme_trust::identity::Owner;
 use trustme_trust::tpm::{HexDigest, Tpm};
 use trustme_trust::volume::{self, Request};
 
+use crate::chain;
 use crate::swtpm::Swtpm;
 
 /// Leaves the machine's mount namespace.
@@ -60,7 +61,7 @@ impl Machine {
             content: (&root, "/var/www/html"),
         };
         let target = self.swtpm.path("mnt").join(name);
-        volume::open(&self.config, &request, &target).map_err(|error| chain(&error))
+        volume::open(&self.config, &request, &target).map_err(chain)
     }
 
     fn open(&self, name: &str) -> Result<PathBuf, String> {
@@ -77,10 +78,6 @@ impl Machine {
     fn file(&self, name: &str) -> PathBuf {
         self.config.volumes.dir.join("web.html").join(name)
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    error.to_string()
 }
 
 fn run(program: &str, arguments: &[&str]) -> String {
