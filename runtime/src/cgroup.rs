@@ -83,7 +83,7 @@ impl Cgroups {
         } else {
             v1_mounts()?
                 .into_iter()
-                .map(|(controller, mount)| CgroupDir::new(controller, mount.join(relative)))
+                .map(|(controller, mount)| CgroupDir::new(&controller, mount.join(relative)))
                 .collect()
         };
         Ok(Self {
@@ -100,6 +100,43 @@ impl Cgroups {
             systemd_cgroup: self.systemd,
             container_name: id.to_owned(),
         }
+    }
+
+    /// The existing cgroup `path` below this one; without a path, this one.
+    pub fn below(&self, path: &Path) -> Self {
+        // Joining an empty path would append a slash.
+        let join = |dir: &Path| match path.as_os_str().is_empty() {
+            true => dir.to_path_buf(),
+            false => dir.join(path),
+        };
+        let dirs = self.dirs.iter().map(|dir| CgroupDir {
+            controller: dir.controller.clone(),
+            path: join(&dir.path),
+            existed: true,
+        });
+        Self {
+            path: join(&self.path),
+            systemd: self.systemd,
+            dirs: dirs.collect(),
+        }
+    }
+
+    /// Puts the calling thread, which must be the only one of its process, into the cgroup; directories that are missing
+    /// are made.
+    ///
+    /// # Errors
+    /// If a directory cannot be made or joined. An ordinary user who may not is left where it is, as runc does.
+    pub fn join(&self) -> Result<()> {
+        let ordinary = !rustix::process::geteuid().is_root();
+        for dir in &self.dirs {
+            match dir.join() {
+                Err(err) if is_denied(&err) && (ordinary || dir.is_named()) => (),
+                other => {
+                    other.with_context(|| format!("cannot join cgroup {}", dir.path.display()))?
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The directory of a v1 controller, or the only directory with v2.
@@ -244,6 +281,25 @@ impl Cgroups {
 }
 
 impl CgroupDir {
+    /// The hierarchy has no controller but a name, as systemd's own.
+    fn is_named(&self) -> bool {
+        !self.controller.is_empty() && !V1_CONTROLLERS.contains(&self.controller.as_str())
+    }
+
+    fn join(&self) -> io::Result<()> {
+        if self.controller.is_empty() {
+            return std::fs::write(self.path.join("cgroup.procs"), "0");
+        }
+        if !self.existed {
+            std::fs::create_dir_all(&self.path)?;
+        }
+        if self.controller == "cpuset" {
+            inherit_cpuset(&self.path)?;
+        }
+        // Through `tasks`, a thread that moves itself waits for nobody (cgroup_procs_write_start in the kernel).
+        std::fs::write(self.path.join("tasks"), "0")
+    }
+
     fn new(controller: &str, path: PathBuf) -> Self {
         let existed = path.exists();
         Self {
@@ -264,23 +320,20 @@ pub fn is_unified() -> Result<bool> {
     Ok(stat.f_type as u64 == CGROUP2_SUPER_MAGIC)
 }
 
-/// The hierarchies that are mounted, as controller and mount point.
-fn v1_mounts() -> Result<Vec<(&'static str, PathBuf)>> {
+/// The hierarchies that are mounted, as controller (or name) and mount point.
+fn v1_mounts() -> Result<Vec<(String, PathBuf)>> {
     let table = std::fs::read_to_string("/proc/self/mountinfo")
         .context("cannot read /proc/self/mountinfo")?;
     Ok(v1_mounts_of(&table))
 }
 
 /// Parses mountinfo (proc_pid_mountinfo(5)): the fifth field is the mount point, the type follows the ` - `.
-fn v1_mounts_of(table: &str) -> Vec<(&'static str, PathBuf)> {
-    let mut mounts: Vec<(&'static str, PathBuf)> = Vec::new();
+fn v1_mounts_of(table: &str) -> Vec<(String, PathBuf)> {
+    let mut mounts: Vec<(String, PathBuf)> = Vec::new();
     for line in table.lines() {
         let Some((left, right)) = line.split_once(" - ") else {
             continue;
         };
-        if right.split(' ').next() != Some("cgroup") {
-            continue;
-        }
         let Some(mount) = left.split(' ').nth(4).map(Path::new) else {
             continue;
         };
@@ -288,10 +341,16 @@ fn v1_mounts_of(table: &str) -> Vec<(&'static str, PathBuf)> {
             .file_name()
             .and_then(|name| name.to_str())
             .unwrap_or_default();
-        for controller in V1_CONTROLLERS {
-            let known = mounts.iter().any(|(name, _)| *name == controller);
-            if !known && names.split(',').any(|name| name == controller) {
-                mounts.push((controller, mount.to_path_buf()));
+        if right.split(' ').next() != Some("cgroup") || !mount.starts_with(CGROUP_ROOT) {
+            continue;
+        }
+        let named = right
+            .split([' ', ','])
+            .any(|option| option.starts_with("name="));
+        for name in names.split(',') {
+            let known = mounts.iter().any(|(found, _)| found == name);
+            if !known && (named || V1_CONTROLLERS.contains(&name)) {
+                mounts.push((name.to_owned(), mount.to_path_buf()));
             }
         }
     }
@@ -329,6 +388,26 @@ fn scope_path(path: &Path) -> Result<PathBuf> {
         (false, prefix) => format!("{prefix}-{name}.scope"),
     });
     Ok(dir)
+}
+
+fn is_denied(err: &io::Error) -> bool {
+    matches!(
+        err.raw_os_error(),
+        Some(libc::EACCES | libc::EPERM | libc::EROFS)
+    )
+}
+
+/// A new cpuset is empty and takes no process before it has processors and memory: those of the one above it.
+fn inherit_cpuset(dir: &Path) -> io::Result<()> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        if !std::fs::read_to_string(dir.join(file))?.trim().is_empty() {
+            continue;
+        }
+        let above = dir.parent().ok_or(io::ErrorKind::NotFound)?;
+        inherit_cpuset(above)?;
+        std::fs::write(dir.join(file), std::fs::read_to_string(above.join(file))?)?;
+    }
+    Ok(())
 }
 
 fn collect_pids(dir: &Path, pids: &mut Vec<i32>) -> io::Result<()> {
@@ -406,12 +485,14 @@ mod tests {
                      32 29 0:28 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
                      33 29 0:28 / /mnt/memory rw - cgroup cgroup rw,memory\n\
                      34 29 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+        let mount = |name: &str, path: &str| (name.to_owned(), PathBuf::from(path));
         assert_eq!(
             v1_mounts_of(table),
             [
-                ("cpu", PathBuf::from("/sys/fs/cgroup/cpu,cpuacct")),
-                ("cpuacct", PathBuf::from("/sys/fs/cgroup/cpu,cpuacct")),
-                ("memory", PathBuf::from("/sys/fs/cgroup/memory")),
+                mount("cpu", "/sys/fs/cgroup/cpu,cpuacct"),
+                mount("cpuacct", "/sys/fs/cgroup/cpu,cpuacct"),
+                mount("systemd", "/sys/fs/cgroup/systemd"),
+                mount("memory", "/sys/fs/cgroup/memory"),
             ]
         );
     }

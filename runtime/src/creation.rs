@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Cgroups;
 use crate::root::Root;
+use crate::spawn::{INIT_NAME, STAGE_NAME};
 use crate::state::STATE_FILE;
 use crate::{launch, log};
 
@@ -28,7 +29,7 @@ use crate::{launch, log};
 const CREATING_FILE: &str = "creating";
 
 /// Names that the processes of a creation have before they execute the container's program.
-const CREATION_NAMES: [&str; 3] = ["trustme", "youki:[1:INTER]", "youki:[2:INIT]"];
+const CREATION_NAMES: [&str; 3] = ["trustme", STAGE_NAME, INIT_NAME];
 
 /// What is about to be made, outside of the state directory.
 #[derive(Debug, Default, Deserialize, Serialize)]

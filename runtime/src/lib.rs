@@ -19,6 +19,7 @@ pub mod process;
 pub mod root;
 pub mod seal;
 pub mod signal;
+pub mod spawn;
 pub mod state;
 pub mod sys;
 pub mod terminal;

@@ -15,7 +15,6 @@ use libcontainer::container::{Container, State};
 use libcontainer::notify_socket::{NotifyListener, NotifySocket};
 use libcontainer::process::args::{ContainerArgs, ContainerType};
 use libcontainer::process::channel::ChannelError;
-use libcontainer::process::container_main_process::{ProcessError, container_main_process};
 use libcontainer::process::intel_rdt::setup_intel_rdt;
 use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::user_ns::UserNamespaceConfig;
@@ -25,9 +24,10 @@ use rustix::fs::{FileType, Mode, Uid};
 use rustix::io::Errno;
 use rustix::process::DumpableBehavior;
 
+use crate::cgroup::Cgroups;
 use crate::executor::Program;
 use crate::terminal::Channel;
-use crate::{log, sys};
+use crate::{log, spawn, sys};
 
 /// What libcontainer needs to know of a process besides its specification.
 #[derive(Debug)]
@@ -38,10 +38,8 @@ pub struct Request<'a> {
     pub dir: &'a Path,
     /// State that hooks and seccomp listeners get.
     pub state: State,
-    /// Cgroup to put the process into, as libcgroups takes it.
-    pub cgroup: PathBuf,
-    /// The cgroup is a systemd scope.
-    pub systemd: bool,
+    /// Cgroups to put the process into.
+    pub cgroups: &'a Cgroups,
     /// Where the process waits for its start.
     pub start_socket: &'a Path,
     /// The way on which the terminal comes out, if there is to be one.
@@ -143,11 +141,7 @@ impl Request<'_> {
                 root: self.dir.to_path_buf(),
             }),
             user_ns_config: user_namespace,
-            cgroup_config: libcgroups::common::CgroupConfig {
-                cgroup_path: self.cgroup,
-                systemd_cgroup: self.systemd,
-                container_name: self.id.to_owned(),
-            },
+            cgroup_config: self.cgroups.config(self.id),
             detached: true,
             executor: Box::new(self.program),
             no_pivot: self.no_pivot,
@@ -158,7 +152,7 @@ impl Request<'_> {
             pid_file: None,
         };
         let trace = log::begin_trace()?;
-        match container_main_process(&args) {
+        match spawn::spawn(&args, self.cgroups) {
             Ok(pid) => Ok(pid),
             Err(err) => {
                 end_children();
@@ -273,13 +267,11 @@ fn end_children() {
 
 /// Turns libcontainer's error into one that a person understands; `first` is the first error that was reported on the
 /// way, from inside of the container.
-fn explain(err: &ProcessError, first: Option<String>) -> anyhow::Error {
-    let text = match err {
-        ProcessError::Channel(ChannelError::ExecError(text) | ChannelError::OtherError(text)) => {
-            text.clone()
-        }
+fn explain(err: &anyhow::Error, first: Option<String>) -> anyhow::Error {
+    let text = match err.downcast_ref::<ChannelError>() {
+        Some(ChannelError::ExecError(text) | ChannelError::OtherError(text)) => text.clone(),
         // Where it waits for another message, the failure is what it gets.
-        ProcessError::Channel(ChannelError::UnexpectedMessage { received, .. }) => {
+        Some(ChannelError::UnexpectedMessage { received, .. }) => {
             let received = format!("{received:?}");
             ["ExecFailed(", "OtherError("]
                 .iter()
@@ -287,34 +279,22 @@ fn explain(err: &ProcessError, first: Option<String>) -> anyhow::Error {
                 .and_then(|quoted| serde_json::from_str(quoted).ok())
                 .unwrap_or(received)
         }
-        other => format!("{:#}", anyhow!("{}", chain(other))),
+        _ => format!("{err:#}"),
     };
     let text = text
         .strip_prefix("error in executing process : ")
         .unwrap_or(&text);
     let text = text.trim();
-    // The executor's own words say it all.
-    match first.filter(|_| !text.starts_with("exec: ")) {
+    // The executor's own words say it all, as do those of the stage.
+    let complete = text.starts_with("exec: ")
+        || matches!(err.downcast_ref(), Some(ChannelError::OtherError(_)));
+    match first.filter(|_| !complete) {
         Some(first) => anyhow!(
             "unable to start container process: {text}: {}",
             first.trim()
         ),
         None => anyhow!("unable to start container process: {text}"),
     }
-}
-
-/// An error and its causes.
-fn chain(err: &dyn std::error::Error) -> String {
-    let mut text = err.to_string();
-    let mut cause = err.source();
-    while let Some(err) = cause {
-        let next = err.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = err.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Cgroups;
 use crate::root::Root;
+use crate::spawn::INIT_NAME;
 use crate::sys;
 
 /// Name of the state file in the state directory.
@@ -23,9 +24,6 @@ pub const STATE_FILE: &str = "state.json";
 pub const CONFIG_FILE: &str = "config.json";
 /// The socket on which a created container waits to be started.
 pub const START_SOCKET: &str = "start.sock";
-
-/// The name that libcontainer gives to an init process that has not yet executed the container's program.
-const WAITING_INIT: &str = "youki:[2:INIT]";
 
 /// What is kept of a container.
 #[derive(Debug, Deserialize, Serialize)]
@@ -155,7 +153,7 @@ impl Container {
             return Status::Stopped;
         }
         // The name decides where `start` was killed between starting the process and noting it.
-        if !self.record.started && init.name == WAITING_INIT {
+        if !self.record.started && init.name == INIT_NAME {
             return Status::Created;
         }
         if self.record.cgroups.is_frozen() {

@@ -3,7 +3,7 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// Sends signal number `signal` (real-time signals included) to the process that `pidfd` refers to.
 ///
@@ -48,6 +48,64 @@ pub fn join_session_keyring(name: &CStr) -> io::Result<()> {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
     // SAFETY: `name` is a NUL-terminated string that lives across the call.
     check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) })
+}
+
+/// Runs `child` in a child process, which ends with its exit code; returns the child's pid.
+///
+/// # Errors
+/// As fork(2).
+pub fn fork(child: impl FnOnce() -> i32) -> io::Result<i32> {
+    clone(0, libc::SIGCHLD, child)
+}
+
+/// Runs `child` in a process that is a child of this process' parent; returns its pid.
+///
+/// # Errors
+/// As clone3(2).
+pub fn fork_sibling(child: impl FnOnce() -> i32) -> io::Result<i32> {
+    // With CLONE_PARENT, the signal at the end is the one that this process sends (clone3 demands 0 here).
+    clone(libc::CLONE_PARENT, 0, child)
+}
+
+fn clone(flags: libc::c_int, signal: libc::c_int, child: impl FnOnce() -> i32) -> io::Result<i32> {
+    // SAFETY: all fields of clone_args are integers, for which 0 is valid.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = flags as u64;
+    args.exit_signal = signal as u64;
+    // SAFETY: as fork(2): no memory is shared and no stack given, so the child goes on with a copy of this one. The
+    // process has a single thread, so no lock is held by a thread that the child lacks.
+    let pid = unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw const args,
+            size_of::<libc::clone_args>(),
+        )
+    };
+    match pid {
+        0 => {
+            let code = child();
+            // SAFETY: ends the process without running what the parent has registered for its own end.
+            unsafe { libc::_exit(code) }
+        }
+        pid if pid > 0 => Ok(pid as i32),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Takes a descriptor over that was received as a number.
+pub fn own(descriptor: RawFd) -> OwnedFd {
+    // SAFETY: libcontainer hands such numbers out to be owned: it has forgotten them.
+    unsafe { OwnedFd::from_raw_fd(descriptor) }
+}
+
+/// Names this process, as ps(1) shows it.
+///
+/// # Errors
+/// If the name holds a NUL.
+pub fn set_name(name: &str) -> io::Result<()> {
+    let name = std::ffi::CString::new(name)?;
+    rustix::thread::set_name(&name)?;
+    Ok(())
 }
 
 /// True if the file exists and this process may execute it, by its effective ids.

@@ -108,6 +108,15 @@ fn receive_fd(socket: &OwnedFd) -> Result<OwnedFd> {
 /// # Errors
 /// If the socket cannot be connected to.
 pub fn send_to(socket: &Path, master: &OwnedFd) -> Result<()> {
+    // The text is what runc sends: where the master comes from.
+    send_descriptor(socket, b"/dev/ptmx", master).context("cannot hand the terminal over")
+}
+
+/// Sends a descriptor with a message to a socket.
+///
+/// # Errors
+/// If the socket cannot be connected to.
+pub fn send_descriptor(socket: &Path, message: &[u8], descriptor: &OwnedFd) -> Result<()> {
     let connection = rustix::net::socket_with(
         AddressFamily::UNIX,
         SocketType::STREAM,
@@ -116,16 +125,19 @@ pub fn send_to(socket: &Path, master: &OwnedFd) -> Result<()> {
     )?;
     connect(&connection, socket)
         .with_context(|| format!("cannot connect to {}", socket.display()))?;
-    let fds = [master.as_fd()];
+    let fds = [descriptor.as_fd()];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
-        bail!("no space for the terminal in a message");
+        bail!("no space for a descriptor in a message");
     }
-    // The text is what runc sends: where the master comes from.
-    let text = [IoSlice::new(b"/dev/ptmx")];
-    rustix::net::sendmsg(&connection, &text, &mut ancillary, SendFlags::NOSIGNAL)
-        .with_context(|| format!("cannot send the terminal to {}", socket.display()))?;
+    rustix::net::sendmsg(
+        &connection,
+        &[IoSlice::new(message)],
+        &mut ancillary,
+        SendFlags::NOSIGNAL,
+    )
+    .with_context(|| format!("cannot send to {}", socket.display()))?;
     Ok(())
 }
 

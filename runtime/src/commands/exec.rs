@@ -14,6 +14,7 @@ use oci_spec::runtime::{
 };
 
 use crate::bundle;
+use crate::cgroup::Cgroups;
 use crate::executor::Program;
 use crate::foreground::Signals;
 use crate::process::{self, Request};
@@ -72,13 +73,12 @@ fn execute(args: &Exec, root: &Root) -> Result<u8> {
         .transpose()?;
     let start_socket = StartSocket::new(&container);
     let owner = process::host_uid(&spec);
-    let cgroups = &container.record.cgroups;
+    let cgroups = sub_cgroup(&container.record.cgroups, args.cgroup.as_deref())?;
     let request = Request {
         id: &container.record.id,
         dir: &container.dir,
         state: container.oci_state(ContainerStatus::Running),
-        cgroup: sub_cgroup(&cgroups.path, args.cgroup.as_deref())?,
-        systemd: cgroups.systemd,
+        cgroups: &cgroups,
         start_socket: &start_socket.0,
         terminal: channel.as_ref(),
         preserve_fds: args.preserve_fds,
@@ -267,26 +267,22 @@ fn join_instead_of_create(spec: &mut Spec, namespaces: &Namespaces) -> Result<()
     Ok(())
 }
 
-/// The cgroup for the process: the container's, or one below it.
-fn sub_cgroup(container: &Path, below: Option<&str>) -> Result<PathBuf> {
-    let Some(below) = below.filter(|below| !below.is_empty()) else {
-        return Ok(container.to_path_buf());
-    };
+/// The cgroup for the process: the container's, or an existing one below it.
+fn sub_cgroup(container: &Cgroups, below: Option<&str>) -> Result<Cgroups> {
+    let below = below.unwrap_or_default();
     if below.contains(':') {
         bail!(
             "--cgroup with a controller ({below:?}) is not supported: give the path of a sub-cgroup"
         );
     }
-    let relative = Path::new(below)
-        .strip_prefix("/")
-        .unwrap_or(Path::new(below));
+    let relative = Path::new(below.trim_start_matches('/'));
     if relative
         .components()
         .any(|part| part == std::path::Component::ParentDir)
     {
         bail!("bad sub cgroup path: {below}");
     }
-    Ok(container.join(relative))
+    Ok(container.below(relative))
 }
 
 /// The socket on which the process waits before it executes its program; removed in any case.
@@ -315,15 +311,16 @@ mod tests {
 
     #[test]
     fn sub_cgroups_stay_inside() {
-        let base = Path::new("/a/b");
-        assert_eq!(sub_cgroup(base, None).unwrap(), base);
-        assert_eq!(
-            sub_cgroup(base, Some("c/d")).unwrap(),
-            Path::new("/a/b/c/d")
-        );
-        assert_eq!(sub_cgroup(base, Some("/c")).unwrap(), Path::new("/a/b/c"));
-        assert!(sub_cgroup(base, Some("../c")).is_err());
-        assert!(sub_cgroup(base, Some("cpu:c")).is_err());
+        let base = Cgroups {
+            path: "/a/b".into(),
+            ..Cgroups::default()
+        };
+        let path = |below| sub_cgroup(&base, below).map(|found| found.path);
+        assert_eq!(path(None).unwrap(), Path::new("/a/b"));
+        assert_eq!(path(Some("c/d")).unwrap(), Path::new("/a/b/c/d"));
+        assert_eq!(path(Some("/c")).unwrap(), Path::new("/a/b/c"));
+        assert!(path(Some("../c")).is_err());
+        assert!(path(Some("cpu:c")).is_err());
     }
 
     #[test]
