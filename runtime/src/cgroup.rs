@@ -75,7 +75,7 @@ impl Cgroups {
         }
         let relative = path.strip_prefix("/").unwrap_or(path);
         let dirs = if is_unified()? {
-            let dir = match systemd && !path.is_absolute() {
+            let dir = match systemd && path.is_relative() {
                 true => scope_path(path)?,
                 false => relative.to_path_buf(),
             };
@@ -143,6 +143,11 @@ impl Cgroups {
     pub fn dir(&self, controller: &str) -> Option<&Path> {
         let found = |dir: &&CgroupDir| dir.controller == controller || dir.controller.is_empty();
         self.dirs.iter().find(found).map(|dir| dir.path.as_path())
+    }
+
+    /// True where systemd makes the cgroup (only with v2).
+    pub fn is_scope(&self) -> bool {
+        self.systemd && self.is_unified() && !self.path.is_absolute()
     }
 
     /// True with cgroup v2.
@@ -257,7 +262,7 @@ impl Cgroups {
     /// # Errors
     /// If a directory stays busy.
     pub fn remove(&self, id: &str) -> Result<()> {
-        if self.systemd && self.is_unified() {
+        if self.is_scope() {
             use libcgroups::common::CgroupManager;
             let manager = libcgroups::common::create_cgroup_manager(self.config(id))?;
             return Ok(manager.remove()?);
@@ -288,6 +293,9 @@ impl CgroupDir {
 
     fn join(&self) -> io::Result<()> {
         if self.controller.is_empty() {
+            if !self.existed {
+                make_unified(&self.path)?;
+            }
             return std::fs::write(self.path.join("cgroup.procs"), "0");
         }
         if !self.existed {
@@ -395,6 +403,35 @@ fn is_denied(err: &io::Error) -> bool {
         err.raw_os_error(),
         Some(libc::EACCES | libc::EPERM | libc::EROFS)
     )
+}
+
+/// Makes a cgroup (v2) with those above it, in which all controllers are handed down.
+fn make_unified(dir: &Path) -> io::Result<()> {
+    let below_root = dir
+        .strip_prefix(CGROUP_ROOT)
+        .map_err(|_| io::ErrorKind::InvalidInput)?;
+    let mut above = PathBuf::from(CGROUP_ROOT);
+    for name in below_root {
+        let controllers = std::fs::read_to_string(above.join("cgroup.controllers"))?;
+        let control = above.join("cgroup.subtree_control");
+        let all: Vec<_> = controllers
+            .split_whitespace()
+            .map(|name| format!("+{name}"))
+            .collect();
+        if std::fs::write(&control, all.join(" ")).is_err() {
+            // One that cannot be handed down must not keep the others from it; a limit that lacks its controller fails
+            // later, by name.
+            for one in all {
+                let _ = std::fs::write(&control, one);
+            }
+        }
+        above.push(name);
+        match std::fs::create_dir(&above) {
+            Err(err) if err.kind() == io::ErrorKind::AlreadyExists => (),
+            other => other?,
+        }
+    }
+    Ok(())
 }
 
 /// A new cpuset is empty and takes no process before it has processors and memory: those of the one above it.

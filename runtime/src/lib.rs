@@ -9,6 +9,7 @@ pub mod cgroup;
 pub mod cli;
 pub mod commands;
 pub mod creation;
+pub mod devices;
 pub mod executor;
 pub mod foreground;
 pub mod hooks;

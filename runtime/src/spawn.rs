@@ -27,12 +27,12 @@ use libcontainer::user_ns::UserNamespaceConfig;
 use nix_of_libcontainer::unistd::{Gid, Pid, Uid};
 use oci_spec::runtime::{
     ContainerProcessStateBuilder, ContainerState, ExecCPUAffinity, Linux, LinuxNamespaceType,
-    LinuxSeccomp, LinuxSeccompAction, SECCOMP_FD_NAME, StateBuilder,
+    LinuxResources, LinuxSeccomp, LinuxSeccompAction, SECCOMP_FD_NAME, StateBuilder,
 };
 use rustix::process::DumpableBehavior;
 
 use crate::cgroup::Cgroups;
-use crate::{sys, terminal};
+use crate::{devices, sys, terminal};
 
 /// Name of the process that joins cgroups and namespaces.
 pub const STAGE_NAME: &str = "trustme:[stage]";
@@ -348,34 +348,39 @@ fn join_cgroups(
     linux: &Linux,
     is_init: bool,
 ) -> Result<()> {
-    let own_join = !cgroups.is_unified() || !is_init;
-    if own_join {
-        cgroups.join()?;
+    if !is_init {
+        return cgroups.join();
     }
-    let resources = linux.resources().as_ref().filter(|_| is_init);
-    if own_join && resources.is_none() {
-        return Ok(());
-    }
-    let manager = libcgroups::common::create_cgroup_manager(args.cgroup_config.clone())?;
-    if !own_join {
-        let rootless = libcontainer::utils::rootless_required(&*args.syscall.create_syscall())
-            .unwrap_or(false);
-        let manager = manager.with_rootless(rootless);
+    let rootless =
+        libcontainer::utils::rootless_required(&*args.syscall.create_syscall()).unwrap_or(false);
+    if cgroups.is_scope() {
+        let manager = cgroup_manager(args)?.with_rootless(rootless);
         manager
             .add_task(Pid::this())
             .context("cannot join the cgroup")?;
-        return apply(&manager, resources);
+    } else {
+        cgroups.join()?;
     }
-    apply(&manager, resources)
-}
-
-fn apply(
-    manager: &libcgroups::common::AnyCgroupManager,
-    resources: Option<&oci_spec::runtime::LinuxResources>,
-) -> Result<()> {
-    let Some(resources) = resources else {
+    let Some(resources) = linux.resources() else {
         return Ok(());
     };
+    limit(&cgroup_manager(args)?.with_rootless(rootless), resources)?;
+    match (resources.devices(), cgroups.dirs.first()) {
+        // An ordinary user may load no such program, and has no devices to keep anybody from.
+        (Some(rules), Some(dir)) if cgroups.is_unified() && !rootless => {
+            devices::restrict(&dir.path, rules)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn cgroup_manager(args: &ContainerArgs) -> Result<libcgroups::common::AnyCgroupManager> {
+    Ok(libcgroups::common::create_cgroup_manager(
+        args.cgroup_config.clone(),
+    )?)
+}
+
+fn limit(manager: &libcgroups::common::AnyCgroupManager, resources: &LinuxResources) -> Result<()> {
     let limits = ControllerOpt {
         resources,
         freezer_state: None,

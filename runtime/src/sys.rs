@@ -117,6 +117,105 @@ pub fn is_executable(path: &CStr) -> io::Result<()> {
     )
 }
 
+/// linux/bpf.h: commands of bpf(2), type and attach point of device programs, and the flag that lets several be attached.
+const BPF_PROG_LOAD: libc::c_int = 5;
+const BPF_PROG_ATTACH: libc::c_int = 8;
+const BPF_PROG_DETACH: libc::c_int = 9;
+const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
+const BPF_PROG_QUERY: libc::c_int = 16;
+const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
+const BPF_CGROUP_DEVICE: u32 = 6;
+const BPF_F_ALLOW_MULTI: u32 = 2;
+
+/// More device programs than this are not attached to one cgroup (BPF_CGROUP_MAX_PROGS in the kernel).
+const MAX_PROGRAMS: usize = 64;
+
+/// bpf(2)'s attributes, as words of 32 bits: large enough for the commands used here, zero where not used.
+#[repr(C, align(8))]
+#[derive(Default)]
+struct BpfAttributes([u32; 32]);
+
+impl BpfAttributes {
+    fn set_pointer(&mut self, at: usize, pointer: *const libc::c_void) {
+        let address = (pointer as u64).to_ne_bytes();
+        let [a, b, c, d, e, f, g, h] = address;
+        self.0[at] = u32::from_ne_bytes([a, b, c, d]);
+        self.0[at + 1] = u32::from_ne_bytes([e, f, g, h]);
+    }
+
+    fn call(&mut self, command: libc::c_int) -> io::Result<i32> {
+        // SAFETY: the attributes are as large as said; pointers in them lead to memory that lives across the call and
+        // is as large as the attributes say, which the callers below see to.
+        let ret = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                command,
+                self.0.as_mut_ptr(),
+                size_of::<Self>(),
+            )
+        };
+        check(ret)?;
+        Ok(ret as i32)
+    }
+}
+
+/// Loads a program that decides on accesses to devices, of instructions of 64 bits.
+///
+/// # Errors
+/// `EPERM` without the right to load programs, `EINVAL` if the kernel finds fault with it.
+pub fn load_device_program(code: &[u64]) -> io::Result<OwnedFd> {
+    let mut attributes = BpfAttributes::default();
+    attributes.0[0] = BPF_PROG_TYPE_CGROUP_DEVICE;
+    attributes.0[1] = code.len() as u32;
+    attributes.set_pointer(2, code.as_ptr().cast());
+    attributes.set_pointer(4, c"Apache-2.0".as_ptr().cast());
+    attributes.call(BPF_PROG_LOAD).map(own)
+}
+
+/// Ids of the device programs that are attached to a cgroup.
+///
+/// # Errors
+/// As bpf(2).
+pub fn device_programs_of(cgroup: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    let mut ids = [0_u32; MAX_PROGRAMS];
+    let mut attributes = BpfAttributes::default();
+    attributes.0[0] = cgroup.as_raw_fd() as u32;
+    attributes.0[1] = BPF_CGROUP_DEVICE;
+    attributes.set_pointer(4, ids.as_mut_ptr().cast());
+    attributes.0[6] = MAX_PROGRAMS as u32;
+    attributes.call(BPF_PROG_QUERY)?;
+    let count = attributes.0[6] as usize;
+    Ok(ids[..count.min(MAX_PROGRAMS)].to_vec())
+}
+
+/// Attaches a device program to a cgroup, besides those that are there.
+///
+/// # Errors
+/// As bpf(2).
+pub fn attach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attributes = BpfAttributes::default();
+    attributes.0[0] = cgroup.as_raw_fd() as u32;
+    attributes.0[1] = program.as_raw_fd() as u32;
+    attributes.0[2] = BPF_CGROUP_DEVICE;
+    attributes.0[3] = BPF_F_ALLOW_MULTI;
+    attributes.call(BPF_PROG_ATTACH).map(drop)
+}
+
+/// Detaches the device program with this id from a cgroup.
+///
+/// # Errors
+/// As bpf(2).
+pub fn detach_device_program(cgroup: BorrowedFd<'_>, id: u32) -> io::Result<()> {
+    let mut attributes = BpfAttributes::default();
+    attributes.0[0] = id;
+    let program = own(attributes.call(BPF_PROG_GET_FD_BY_ID)?);
+    let mut attributes = BpfAttributes::default();
+    attributes.0[0] = cgroup.as_raw_fd() as u32;
+    attributes.0[1] = program.as_raw_fd() as u32;
+    attributes.0[2] = BPF_CGROUP_DEVICE;
+    attributes.call(BPF_PROG_DETACH).map(drop)
+}
+
 fn check(ret: libc::c_long) -> io::Result<()> {
     if ret < 0 {
         Err(io::Error::last_os_error())

@@ -11,6 +11,7 @@ use oci_spec::runtime::{
 
 use crate::cgroup::Cgroups;
 use crate::cli::Update;
+use crate::devices;
 use crate::root::Root;
 use crate::state::{Container, Status};
 
@@ -43,6 +44,13 @@ pub fn update(args: &Update, root: &Root) -> Result<()> {
         oom_score_adj: None,
         freezer_state: None,
     })?;
+    if let (true, Some(rules), Some(dir)) = (
+        cgroups.is_unified(),
+        resources.devices(),
+        cgroups.dirs.first(),
+    ) {
+        devices::restrict(&dir.path, rules)?;
+    }
     Ok(())
 }
 
