@@ -1,6 +1,8 @@
 //! Verifies, measures, opens and closes volumes for an OCI runtime. What trustme and this program agree on is in
 //! docs/architecture.md.
 
+mod warnings;
+
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -41,16 +43,13 @@ enum Step {
 
 fn main() -> ExitCode {
     trustme_trust::quiet_tss();
+    warnings::collect();
     keep_memory_private();
-    if let Ok(filter) = std::env::var("TRUSTME_LOG") {
-        let level = filter.parse().unwrap_or(tracing::Level::WARN);
-        let subscriber = tracing_subscriber::fmt()
-            .with_max_level(level)
-            .with_writer(std::io::stderr);
-        subscriber.init();
-    }
     match run(Arguments::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => {
+            warnings::print();
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
             ExitCode::FAILURE

@@ -111,6 +111,20 @@ fn measure_starts_a_plain_bundle_and_says_that_its_root_is_not_measured() {
 }
 
 #[test]
+fn a_warning_is_a_line_on_stderr() {
+    let machine = Machine::new("measure");
+    fs::write(machine.path("measure.log"), "no record\n").unwrap();
+    let output = machine.hook("launch", STATE);
+    assert!(output.status.success());
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let log = machine.path("measure.log").display().to_string();
+    let expected = format!(
+        "warning: measurement log {log} is incomplete: {log}.1: record 0: does not begin with a record separator (0x1E)\n"
+    );
+    assert_eq!(stderr, expected);
+}
+
+#[test]
 fn enforce_refuses_a_plain_bundle_and_records_it() {
     let machine = Machine::new("enforce");
     let error = machine.error("launch", STATE);
