@@ -1,3 +1,71 @@
-//! cargo xtask demo | test | bench: the project's glue.
+//! `cargo xtask demo | test | bench | fuzz | apt`: the project's glue. What it runs is in conformance/.
 
-fn main() {}
+mod apt;
+mod build;
+mod fuzz;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use trustme_conformance::bench::Effort;
+
+/// The project's commands. Each first installs, with apt, what this machine lacks.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show the whole path: a Docker image converted, signed, verified, measured, running; and what is refused.
+    Demo,
+    /// Run all tests: format, lints, licences, unit tests, and the built programs from outside.
+    Test {
+        /// Run only this: fmt, clippy, deny, unit, fuzz, or a suite of conformance/tests (lifecycle, bundle, ...).
+        #[arg(long, value_name = "SUITE")]
+        only: Vec<String>,
+    },
+    /// Measure the built programs against others of their kind.
+    Bench {
+        /// Few runs and no peers that must be compiled: checks that the benchmark works.
+        #[arg(long)]
+        quick: bool,
+    },
+    /// Run a fuzz target (fuzz/README.md lists them).
+    Fuzz {
+        /// The target; all of them, one after the other, if absent.
+        target: Option<String>,
+        /// How long each one runs.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
+    /// Only install what is missing.
+    Apt,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    apt::install_missing()?;
+    match command {
+        Command::Demo => trustme_conformance::demo::run(&build::release()?),
+        Command::Test { only } => test::run(&only),
+        Command::Bench { quick } => {
+            let effort = if quick { Effort::Quick } else { Effort::Full };
+            trustme_conformance::bench::run(&build::release()?, effort)
+        }
+        Command::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
+        Command::Apt => Ok(()),
+    }
+}

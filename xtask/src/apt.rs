@@ -1,0 +1,114 @@
+//! Installs the Debian packages that building and testing needs, where they are missing.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// What the crates need to be built.
+const BUILD: &[&str] = &[
+    "clang",
+    "g++",
+    "gcc",
+    "libc6-dev",
+    "libclang-dev",
+    "libdevmapper-dev",
+    "libelf-dev",
+    "libseccomp-dev",
+    "libssl-dev",
+    "libtss2-dev",
+    "make",
+    "pkg-config",
+    "zlib1g-dev",
+];
+
+/// What trustme runs, and what the tests, the demo and the benchmarks compare it with.
+const TEST: &[&str] = &[
+    "attr",
+    "buildah",
+    "busybox-static",
+    "ca-certificates",
+    "containerd",
+    "crun",
+    "cryptsetup-bin",
+    "curl",
+    "debootstrap",
+    "docker.io",
+    "e2fsprogs",
+    "iproute2",
+    "iptables",
+    "jq",
+    "keyutils",
+    "libcap2-bin",
+    "libtss2-tcti-swtpm0",
+    "openssl",
+    "podman",
+    "procps",
+    "runc",
+    "skopeo",
+    "squashfs-tools",
+    "strace",
+    "swtpm",
+    "swtpm-tools",
+    "tpm2-tools",
+    "uidmap",
+    "umoci",
+    "util-linux",
+    "zstd",
+];
+
+/// Installs what of [`BUILD`] and [`TEST`] is missing. Quick when nothing is.
+///
+/// # Errors
+/// apt-get fails, or this is not Debian.
+pub fn install_missing() -> Result<()> {
+    let missing = missing()?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!("apt: installing {}", missing.join(" "));
+    apt_get(&["update"])?;
+    let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
+    arguments.extend(&missing);
+    apt_get(&arguments)
+}
+
+/// Wanted packages that are not installed.
+fn missing() -> Result<Vec<&'static str>> {
+    let wanted: Vec<&str> = BUILD.iter().chain(TEST).copied().collect();
+    // It ends with 1 where it does not know one of them.
+    let output = Command::new("dpkg-query")
+        .args(["--show", "--showformat", "${Package} ${Status}\n"])
+        .args(&wanted)
+        .stderr(Stdio::null())
+        .output()
+        .context("cannot run dpkg-query: this needs Debian 12")?;
+    let printed = String::from_utf8_lossy(&output.stdout);
+    let installed: Vec<&str> = printed
+        .lines()
+        .filter_map(|line| line.strip_suffix(" install ok installed"))
+        .collect();
+    Ok(wanted
+        .into_iter()
+        .filter(|package| !installed.contains(package))
+        .collect())
+}
+
+fn apt_get(arguments: &[&str]) -> Result<()> {
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "installing packages needs root: run as root, or install them with apt-get first"
+    );
+    let status = Command::new("apt-get")
+        .args(["--quiet", "--quiet"])
+        .args(arguments)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        // Services that packages bring (containerd, docker) are not started here: tests start their own.
+        .env("RUNLEVEL", "1")
+        .stdin(Stdio::null())
+        .status()
+        .context("cannot run apt-get")?;
+    if !status.success() {
+        bail!("apt-get {}: {status}", arguments.join(" "));
+    }
+    Ok(())
+}
