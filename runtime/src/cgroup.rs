@@ -125,12 +125,14 @@ impl Cgroups {
     /// are made.
     ///
     /// # Errors
-    /// If a directory cannot be made or joined. An ordinary user who may not is left where it is, as runc does.
+    /// If a directory cannot be made or joined. An ordinary user who may not is left where it is, as runc does; the
+    /// directory is missing then for all who come later.
     pub fn join(&self) -> Result<()> {
         let ordinary = !rustix::process::geteuid().is_root();
         for dir in &self.dirs {
             match dir.join() {
                 Err(err) if is_denied(&err) && (ordinary || dir.is_named()) => (),
+                Err(err) if err.kind() == io::ErrorKind::NotFound && ordinary => (),
                 other => {
                     other.with_context(|| format!("cannot join cgroup {}", dir.path.display()))?
                 }
