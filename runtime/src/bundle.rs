@@ -94,6 +94,7 @@ pub fn check(spec: &Spec) -> Result<()> {
     {
         bail!("mount of {:?} has no destination", mount.source());
     }
+    refuse_id_mapped(spec)?;
     libcontainer::validator::Validator::validate_spec(spec)?;
     let syscall = libcontainer::syscall::syscall::create_syscall();
     libcontainer::utils::validate_spec_for_new_user_ns(spec, &*syscall)?;
@@ -103,6 +104,25 @@ pub fn check(spec: &Spec) -> Result<()> {
         .is_some_and(|linux| linux.net_devices().is_some())
     {
         libcontainer::utils::validate_spec_for_net_devices(spec, &*syscall)?;
+    }
+    Ok(())
+}
+
+/// libcontainer would mount it without the mapping (docs/libcontainer.md).
+fn refuse_id_mapped(spec: &Spec) -> Result<()> {
+    for mount in spec.mounts().iter().flatten() {
+        let asked = |option: &String| option == "idmap" || option == "ridmap";
+        let mapped = [mount.uid_mappings(), mount.gid_mappings()];
+        if mount.options().iter().flatten().any(asked)
+            || mapped
+                .iter()
+                .any(|list| list.as_ref().is_some_and(|list| !list.is_empty()))
+        {
+            bail!(
+                "mount of {}: id-mapped mounts are not supported",
+                mount.destination().display()
+            );
+        }
     }
     Ok(())
 }
@@ -202,6 +222,7 @@ mod tests {
             "root": {"path": "rootfs"},
             "process": {"cwd": "/", "args": ["true"], "user": {"uid": 0, "gid": 0}},
             "linux": {"namespaces": [{"type": "mount"}, {"type": "uts"}]},
+            "mounts": [],
         })
     }
 
@@ -253,6 +274,11 @@ mod tests {
             ),
             ("/process", serde_json::Value::Null, "process property"),
             ("/root", serde_json::Value::Null, "root property"),
+            (
+                "/mounts",
+                serde_json::json!([{"destination": "/m", "source": "/tmp", "options": ["bind", "idmap"]}]),
+                "mount of /m: id-mapped",
+            ),
         ] {
             let mut json = minimal();
             *json.pointer_mut(pointer).unwrap() = value;
