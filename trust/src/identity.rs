@@ -55,7 +55,7 @@ impl Owner {
 
 /// The parts of an OCI runtime configuration that decide what runs and with which rights, in canonical JSON (RFC 8785):
 /// everything but what an engine makes up for each container, which is replaced by a placeholder, and annotations of
-/// others. `id` is the container's id, `bundle` the path of its bundle.
+/// others; sets of capabilities are sorted. `id` is the container's id, `bundle` the path of its bundle.
 ///
 /// # Errors
 /// A number has no canonical form.
@@ -78,6 +78,11 @@ pub fn canonical_configuration(
                 .as_object_mut()
                 .expect("it has annotations")
                 .remove("annotations");
+        }
+    }
+    if let Some(Value::Object(sets)) = config.pointer_mut("/process/capabilities") {
+        for set in sets.values_mut().filter_map(Value::as_array_mut) {
+            set.sort_by(|one, other| one.as_str().cmp(&other.as_str()));
         }
     }
     replace(&mut config, "/root/path", |_| Some(ROOT.to_owned()));
@@ -168,6 +173,7 @@ mod tests {
             "ociVersion": "1.0.2",
             "process": {
                 "args": ["sh"],
+                "capabilities": {"bounding": ["CAP_KILL", "CAP_CHOWN"]},
                 "env": ["PATH=/bin", "HOSTNAME=0123456789ab", "HOSTNAME=other"],
                 "consoleSize": {"height": 1, "width": 2},
                 "cwd": "/"
@@ -202,7 +208,7 @@ mod tests {
             r#"{"path":"/proc/self/ns/pid","type":"pid"}]},"mounts":[{"destination":"/etc/hosts","#,
             r#""source":"/var/lib/docker/containers/<id>/hosts"},{"destination":"/b","source":"<bundle>/extra"},"#,
             r#"{"destination":"/c","source":"/run/bundles/webber"},{"destination":"/proc","source":"proc"}],"#,
-            r#""process":{"args":["sh"],"cwd":"/","env":["PATH=/bin","HOSTNAME=<id>","HOSTNAME=other"]},"#,
+            r#""process":{"args":["sh"],"capabilities":{"bounding":["CAP_CHOWN","CAP_KILL"]},"cwd":"/","env":["PATH=/bin","HOSTNAME=<id>","HOSTNAME=other"]},"#,
             r#""root":{"path":"<root>","readonly":false}}"#
         );
         assert_eq!(canonical(&config, id), expected);

@@ -183,7 +183,11 @@ fn metadata(from: BorrowedFd<'_>, to: BorrowedFd<'_>, stat: &Stat) -> rustix::io
     rustix::fs::fchown(to, uid, gid)?;
     rustix::fs::fchmod(to, mode(stat))?;
     let mut names = vec![0_u8; 1 << 16];
-    let length = rustix::fs::flistxattr(from, names.as_mut_slice())?;
+    let length = match rustix::fs::flistxattr(from, names.as_mut_slice()) {
+        // The image's file system, or the kernel's driver for it, knows no extended attributes.
+        Err(Errno::OPNOTSUPP) => 0,
+        outcome => outcome?,
+    };
     let mut value = vec![0_u8; 1 << 16];
     for name in names[..length].split_inclusive(|byte| *byte == 0) {
         let name = CStr::from_bytes_with_nul(name).map_err(|_| Errno::INVAL)?;
