@@ -64,6 +64,14 @@ impl Fixtures {
         Image::small(&self.programs.cache())
     }
 
+    /// The small image without its volume.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn stateless_image(&self) -> Result<Image> {
+        Image::stateless(&self.programs.cache())
+    }
+
     /// A directory with what `trustme-convert pki init` makes.
     ///
     /// # Errors

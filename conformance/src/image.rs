@@ -52,6 +52,14 @@ impl Image {
         Self::cached(cache, "small", make_small)
     }
 
+    /// The same without the volume.
+    ///
+    /// # Errors
+    /// One of the programs that make it fails; nothing is kept then.
+    pub fn stateless(cache: &Path) -> Result<Self> {
+        Self::cached(cache, "stateless", make_stateless)
+    }
+
     fn cached(cache: &Path, name: &str, make: fn(&Path) -> Result<()>) -> Result<Self> {
         let recipe = Sha256::digest(RECIPE);
         let dir = cache.join(format!("{name}-{}", hex::encode(&recipe[..6])));
@@ -180,6 +188,25 @@ fn make_demo(dir: &Path) -> Result<()> {
 }
 
 fn make_small(dir: &Path) -> Result<()> {
+    let layers = small_layers(dir)?;
+    layers.finish(&[SMALL_CONFIG, &["--config.volume=/data"]].concat())
+}
+
+fn make_stateless(dir: &Path) -> Result<()> {
+    small_layers(dir)?.finish(SMALL_CONFIG)
+}
+
+/// Image configuration of the small image.
+const SMALL_CONFIG: &[&str] = &[
+    "--config.entrypoint=/bin/service",
+    "--config.env=PATH=/bin",
+    "--config.env=COLOUR=blue \"quoted\" \\ back",
+    "--config.workingdir=/srv",
+    "--config.label=org.example.label=yes",
+    "--config.stopsignal=SIGTERM",
+];
+
+fn small_layers(dir: &Path) -> Result<Layers<'_>> {
     let layers = Layers::begin(dir)?;
     let root = layers.root();
     busybox::install(&root)?;
@@ -228,13 +255,5 @@ fn make_small(dir: &Path) -> Result<()> {
     layers.pack()?;
     write("srv/third-layer", "x\n", 0o644)?;
     layers.pack()?;
-    layers.finish(&[
-        "--config.volume=/data",
-        "--config.entrypoint=/bin/service",
-        "--config.env=PATH=/bin",
-        "--config.env=COLOUR=blue \"quoted\" \\ back",
-        "--config.workingdir=/srv",
-        "--config.label=org.example.label=yes",
-        "--config.stopsignal=SIGTERM",
-    ])
+    Ok(layers)
 }

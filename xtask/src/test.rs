@@ -8,8 +8,11 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::build::{self, cargo, step};
 use crate::fuzz;
 
+/// What is run before the suites.
+type Step = fn() -> Result<()>;
+
 /// The steps before the suites of conformance/tests, in order.
-const STEPS: &[(&str, fn() -> Result<()>)] = &[
+const STEPS: &[(&str, Step)] = &[
     ("fmt", fmt),
     ("clippy", clippy),
     ("deny", deny),
