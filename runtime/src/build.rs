@@ -68,8 +68,9 @@ impl Plan<'_> {
         bundle::check(&spec)?;
         let mode = launch::mode()?;
 
-        let mut creation = Creation::begin(root, self.id)?;
+        // Dropped after the creation, which first ends the processes that use what the launch has opened.
         let mut launch = None;
+        let mut creation = Creation::begin(root, self.id)?;
         let mut source = bundle.clone();
         if mode != LaunchMode::Off {
             creation.note(Journal {

@@ -45,6 +45,7 @@ pub struct Journal {
 /// A container that is being created. Dropped before [`Creation::finish`], everything made so far is removed.
 #[derive(Debug)]
 pub struct Creation {
+    root: Root,
     id: String,
     dir: PathBuf,
     file: File,
@@ -88,6 +89,7 @@ impl Creation {
         rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive)
             .with_context(|| format!("cannot lock {}", path.display()))?;
         Ok(Self {
+            root: root.clone(),
             id: id.to_owned(),
             dir,
             file: File::from(file),
@@ -130,11 +132,9 @@ impl Drop for Creation {
         if self.finished {
             return;
         }
-        let cleaned = self
-            .file
-            .try_clone()
-            .map_err(Into::into)
-            .and_then(|file| remove_all(&self.id, &self.dir, Some(&file), &self.journal));
+        // Not by a clone of the file: closing any descriptor of it gives the lock up (fcntl_locking(2)).
+        let cleaned = remove_all(&self.id, Some(&self.file), &self.journal)
+            .and_then(|()| remove_state_dir(&self.root, &self.dir));
         if let Err(err) = cleaned {
             log::warning(&format!(
                 "cannot clean up after the failed creation of {}: {err:#}",
@@ -211,11 +211,13 @@ fn clean(id: &str, dir: &Path, claim: Option<File>) -> Result<()> {
         // A note that was being written when the process was killed: nothing had been made by then.
         journal = serde_json::from_slice(&bytes).unwrap_or_default();
     }
-    remove_all(id, dir, claim.as_ref(), &journal)
+    remove_all(id, claim.as_ref(), &journal)
+        .and_then(|()| remove_files(dir))
         .with_context(|| format!("cannot clean what was left of container {id}"))
 }
 
-fn remove_all(id: &str, dir: &Path, claim: Option<&File>, journal: &Journal) -> Result<()> {
+/// Removes what was made for a container that does not get created, outside of its state directory.
+fn remove_all(id: &str, claim: Option<&File>, journal: &Journal) -> Result<()> {
     if let Some(claim) = claim {
         kill_processes_of(claim)?;
     }
@@ -231,14 +233,21 @@ fn remove_all(id: &str, dir: &Path, claim: Option<&File>, journal: &Journal) -> 
             _ => (),
         }
     }
-    remove_state_dir(dir)
+    Ok(())
 }
 
-/// Removes a state directory, the state last: what a kill leaves in between is known for what it is.
+/// Removes a state directory, so that nobody takes what is about to go for remains.
 ///
 /// # Errors
 /// If something in it cannot be removed.
-pub fn remove_state_dir(dir: &Path) -> Result<()> {
+pub fn remove_state_dir(root: &Root, dir: &Path) -> Result<()> {
+    let _root_lock = lock_root(root)?;
+    remove_files(dir)
+}
+
+/// Removes a state directory, the state last: what a kill leaves in between is known for what it is. The root directory
+/// has to be locked.
+fn remove_files(dir: &Path) -> Result<()> {
     let remove = || -> std::io::Result<()> {
         for entry in std::fs::read_dir(dir)? {
             let entry = entry?;

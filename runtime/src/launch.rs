@@ -141,12 +141,19 @@ pub fn release(dir: &Path) -> Result<()> {
         return Ok(());
     }
     let mut hook = hook("release", dir);
-    let output = hook
+    let output = match hook
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .output()
-        .with_context(|| format!("cannot run {}", hook.get_program().display()))?;
+    {
+        // The hook mounts below `mnt` only: where it is not installed and never has been, the directory is all there is.
+        Err(err) if err.kind() == std::io::ErrorKind::NotFound && !dir.join("mnt").exists() => {
+            return std::fs::remove_dir_all(dir)
+                .with_context(|| format!("cannot remove {}", dir.display()));
+        }
+        other => other.with_context(|| format!("cannot run {}", hook.get_program().display()))?,
+    };
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         bail!("cannot release {}: {}", dir.display(), said.trim());

@@ -182,3 +182,18 @@ fn a_wrong_configuration_file_stops_the_program() {
     );
     launched.bundle.assert_gone();
 }
+
+#[test]
+fn without_a_hook_nothing_starts_and_nothing_is_left() {
+    let launched = Launched::new("measure", ALLOWING);
+    std::fs::remove_file(&launched.hook).unwrap();
+    launched.bundle.write();
+    let output = launched.run("create --bundle BUNDLE ID");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        text(&output.stderr).contains("cannot run"),
+        "{}",
+        text(&output.stderr)
+    );
+    launched.bundle.assert_gone();
+}

@@ -342,17 +342,41 @@ fn hooks_run_in_order_and_get_the_state() {
 
 #[test]
 fn workers_do_not_get_in_each_others_way() {
+    // One root directory for all, so that `list` sees what comes and goes.
+    let mut shared = Bundle::new(&["true"]);
+    // Each in the cgroup that bears its id.
+    shared.config["linux"]["cgroupsPath"].take();
+    let line = |id: String| format!("run --bundle BUNDLE {id}");
+    shared.write();
     std::thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                for _ in 0..5 {
-                    let bundle = Bundle::new(&["true"]);
-                    bundle.ok("run --bundle BUNDLE ID");
-                    bundle.assert_gone();
+        for worker in 0..8 {
+            let (shared, line) = (&shared, &line);
+            scope.spawn(move || {
+                for round in 0..8 {
+                    let mut run = shared.command(&line(format!("{}-{worker}-{round}", shared.id)));
+                    let output = run.output().unwrap();
+                    assert!(output.status.success(), "{}", text(&output.stderr));
+                    // One that fails on the way, and is cleaned up after by the command itself.
+                    let mut failing =
+                        shared.command(&line(format!("{}-{worker}-{round}", shared.id)));
+                    let output = failing
+                        .args(["--pid-file", "/nosuch/dir/pid"])
+                        .output()
+                        .unwrap();
+                    assert!(!output.status.success());
+                    let list = shared.command("list").output().unwrap();
+                    assert_eq!(
+                        text(&list.stderr),
+                        "",
+                        "a living command's container is no remains"
+                    );
                 }
             });
         }
     });
+    let left: Vec<_> = std::fs::read_dir(shared.root()).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+    shared.assert_gone();
 }
 
 #[test]

@@ -51,5 +51,5 @@ pub fn delete_stopped(container: &Container, root: &Root) -> Result<()> {
         launch::release(&root.launch(&record.id))?;
     }
     hooks::poststop(container);
-    creation::remove_state_dir(&container.dir)
+    creation::remove_state_dir(root, &container.dir)
 }
