@@ -110,6 +110,7 @@ impl Launch {
         let said = said.trim();
         if !output.status.success() {
             let reason = said.strip_prefix("error: ").unwrap_or(said);
+            let reason = reason.strip_prefix("refused: ").unwrap_or(reason);
             match reason {
                 "" => bail!("launch refused: {HOOK_PROGRAM} {}", output.status),
                 reason => bail!("launch refused: {reason}"),
