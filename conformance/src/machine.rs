@@ -59,10 +59,18 @@ impl Machine {
     /// # Errors
     /// The configuration cannot be written.
     pub fn set_mode(&self, mode: &str) -> Result<()> {
+        self.trust(&self.anchor, mode)
+    }
+
+    /// Other trust anchors, and a launch mode.
+    ///
+    /// # Errors
+    /// The configuration cannot be written.
+    pub fn trust(&self, anchors: &Path, mode: &str) -> Result<()> {
         let dir = self.dir.path().display();
-        let (anchor, tcti) = (self.anchor.display(), self.tpm.tcti());
+        let (anchors, tcti) = (anchors.display(), self.tpm.tcti());
         let text = format!(
-            "[launch]\nmode = \"{mode}\"\nanchors = \"{anchor}\"\nfloors = \"{dir}/floors\"\n\
+            "[launch]\nmode = \"{mode}\"\nanchors = \"{anchors}\"\nfloors = \"{dir}/floors\"\n\
              [tpm]\ntcti = \"{tcti}\"\n[log]\npath = \"{dir}/measure.log\"\n\
              [volumes]\ndir = \"{dir}/volumes\"\n"
         );

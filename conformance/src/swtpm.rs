@@ -30,9 +30,18 @@ impl Swtpm {
     /// # Errors
     /// swtpm does not come up again.
     pub fn reboot(&mut self) -> Result<()> {
+        self.power_off()?;
+        self.child = power_on(self.dir.path())?;
+        Ok(())
+    }
+
+    /// Ends the TPM: nothing answers any more.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn power_off(&mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;
-        self.child = power_on(self.dir.path())?;
         Ok(())
     }
 

@@ -307,8 +307,11 @@ fn pid_file_holds_the_first_process(fixtures: &Fixtures) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// Broken configurations: what is changed, and what the error must name.
-const BROKEN: &[(fn(&mut Value), &str)] = &[
+/// What is changed in a configuration, and what the error must name.
+type Broken = (fn(&mut Value), &'static str);
+
+/// Configurations of which no container can be made.
+const BROKEN: &[Broken] = &[
     (
         |config| config["root"]["path"] = json!("missing"),
         "missing",
