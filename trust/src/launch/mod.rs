@@ -202,7 +202,7 @@ impl Launch<'_> {
 
     /// A container that is a GuestOS.
     fn guestos(mut self, conf: &Path) -> Result<(), LaunchError> {
-        let guest = guestos::open(self.config, conf, &self.spec)?;
+        let guest = guestos::open(self.config, conf, &self.spec, &self.dir.device_prefix())?;
         let subject = self.subject(&guest);
         self.decide(subject, Some(guest.image_sha256))?;
         self.dir.make_mount_points()?;
@@ -292,17 +292,7 @@ impl Launch<'_> {
 
     /// Mounts the root image, by dm-verity where it was verified so.
     fn build_root(&self, guest: &GuestOs) -> Result<PathBuf, LaunchError> {
-        let device = match &guest.verity {
-            None => None,
-            Some(verity) => Some(verity::open(
-                &verity.mapper,
-                &self.dir.device_prefix(),
-                &guest.image,
-                &verity.hash,
-                &verity.tree,
-            )?),
-        };
-        let source = match &device {
+        let source = match &guest.device {
             Some(device) => Source::Device(device),
             None => Source::File(&guest.image),
         };

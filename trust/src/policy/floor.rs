@@ -14,7 +14,9 @@ const MAX_SIZE: u64 = 64;
 #[derive(Debug, thiserror::Error)]
 pub enum FloorError {
     /// The name cannot be a file name.
-    #[error("{0:?} is not a GuestOS name: letters, digits, '.', '_', '-', not beginning with '.'")]
+    #[error(
+        "{0:?} is not a GuestOS name: letters, digits, '.', '_', '-', '+', not beginning with '.'"
+    )]
     Name(String),
     /// The file cannot be read or written.
     #[error("rollback floor {}", path.display())]
@@ -35,7 +37,7 @@ pub enum FloorError {
 }
 
 fn file(floors: &Path, name: &str) -> Result<PathBuf, FloorError> {
-    let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b'+');
     match !name.is_empty() && !name.starts_with('.') && name.len() <= 200 && name.bytes().all(good)
     {
         true => Ok(floors.join(name)),

@@ -65,7 +65,7 @@ pub struct VolumeError {
 #[derive(Debug, thiserror::Error)]
 pub enum Reason {
     /// The name cannot be a file name.
-    #[error("a name may hold letters, digits, '.', '_', '-' and must not begin with '.'")]
+    #[error("a name may hold letters, digits, '.', '_', '-', '+' and must not begin with '.'")]
     Name,
     /// The configured back-end is not there yet.
     #[error(
@@ -167,7 +167,7 @@ fn open_volume(config: &Config, request: &Request<'_>, target: &Path) -> Result<
 
 /// A volume's name is a file name, and tells itself from those of half-made volumes and locks.
 fn check_name(name: &str) -> Result<(), Reason> {
-    let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b'+');
     match !name.is_empty() && !name.starts_with('.') && name.len() <= 200 && name.bytes().all(good)
     {
         true => Ok(()),
@@ -270,14 +270,18 @@ pub struct Listing {
     /// The loop device and mount point where it is open.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub open: Option<String>,
-    /// What `sealed.json` says.
-    pub sealed: SealedVolume,
+    /// What `sealed.json` says; absent where the volume is damaged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<SealedVolume>,
+    /// What is wrong with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub damage: Option<String>,
 }
 
 /// The volumes of this machine, by name.
 ///
 /// # Errors
-/// The directory, or a volume in it, cannot be read.
+/// The directory cannot be read.
 pub fn list(config: &Config) -> Result<Vec<Listing>, VolumeError> {
     let dir = &config.volumes.dir;
     let unreadable = |error| VolumeError {
@@ -307,8 +311,15 @@ fn listing(dir: &Path, name: &str) -> Result<Listing, Reason> {
     use std::os::unix::fs::MetadataExt;
 
     let image = dir.join(IMAGE);
-    let metadata = std::fs::symlink_metadata(&image).map_err(Reason::io("read", &image))?;
-    let sealed = dir.join(SEALED);
+    let (size, used, missing) = match std::fs::symlink_metadata(&image) {
+        Ok(metadata) => (metadata.len(), metadata.blocks() * 512, None),
+        Err(error) => (0, 0, Some(format!("{}: {error}", image.display()))),
+    };
+    let path = dir.join(SEALED);
+    let (sealed, unreadable) = match SealedVolume::read(&path) {
+        Ok(sealed) => (Some(sealed), None),
+        Err(error) => (None, Some(format!("{}: {error}", path.display()))),
+    };
     let open = match attached(&image).map_err(Reason::io("look for", &image))? {
         None => None,
         Some(device) => {
@@ -324,10 +335,11 @@ fn listing(dir: &Path, name: &str) -> Result<Listing, Reason> {
     };
     Ok(Listing {
         name: name.to_owned(),
-        size: metadata.len(),
-        used: metadata.blocks() * 512,
+        size,
+        used,
         open,
-        sealed: SealedVolume::read(&sealed).map_err(Reason::io("read", &sealed))?,
+        sealed,
+        damage: missing.or(unreadable),
     })
 }
 
