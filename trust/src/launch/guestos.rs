@@ -7,9 +7,7 @@ use serde_json::Value;
 use trustme_config::Config;
 
 use super::LaunchError;
-use super::verity::Tree;
 use crate::log::{Signer, Verification};
-use devicemapper::DM;
 
 /// A GuestOS whose root image is open and was compared with what is signed.
 pub(super) struct GuestOs {
@@ -23,8 +21,8 @@ pub(super) struct GuestOs {
     /// Whether the container may change its root, in memory.
     pub(super) writable: bool,
     pub(super) verified: Verification,
-    /// Present where the kernel checks the image while it is read.
-    pub(super) verity: Option<Verity>,
+    /// The dm-verity device, where the kernel checks the image while it is read.
+    pub(super) device: Option<PathBuf>,
     pub(super) signer: Option<Signer>,
     pub(super) volumes: Vec<EmptyMount>,
     /// Why it is not trusted, in the order in which it was found out.
@@ -39,13 +37,6 @@ pub(super) struct EmptyMount {
     pub(super) size_mib: u32,
 }
 
-/// What a dm-verity device is made of.
-pub(super) struct Verity {
-    pub(super) mapper: DM,
-    pub(super) hash: File,
-    pub(super) tree: Tree,
-}
-
 impl GuestOs {
     /// Why it is not trusted; `None` where everything that enforce demands is fulfilled.
     pub(super) fn reason(&self) -> Option<String> {
@@ -53,6 +44,6 @@ impl GuestOs {
     }
 }
 
-pub(super) fn open(_: &Config, conf: &Path, _: &Value) -> Result<GuestOs, LaunchError> {
+pub(super) fn open(_: &Config, conf: &Path, _: &Value, _: &str) -> Result<GuestOs, LaunchError> {
     Err(LaunchError::GuestOs(conf.display().to_string()))
 }
