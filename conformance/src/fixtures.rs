@@ -95,16 +95,30 @@ impl Fixtures {
         Ok(self.pki()?.join("ssig_rootca.cert"))
     }
 
-    /// `trustme-convert convert` of an archive into `out`, signed.
+    /// `trustme-convert convert` of an archive into `out`, signed, as GuestOS [`NAME`].
     ///
     /// # Errors
     /// As [`Fixtures::pki`].
     pub fn convert(&self, image: &Image, out: &Path, version: u64) -> Result<Command> {
+        self.convert_as(NAME, image, out, version)
+    }
+
+    /// As [`Fixtures::convert`], under another name.
+    ///
+    /// # Errors
+    /// As [`Fixtures::pki`].
+    pub fn convert_as(
+        &self,
+        name: &str,
+        image: &Image,
+        out: &Path,
+        version: u64,
+    ) -> Result<Command> {
         let pki = self.pki()?;
         let mut command = self.programs.command("trustme-convert", "convert");
         command
             .arg(format!("docker-archive:{}", image.archive.display()))
-            .args(["--name", NAME, "--version", &version.to_string()])
+            .args(["--name", name, "--version", &version.to_string()])
             .arg("--out")
             .arg(out)
             .arg("--key")
