@@ -1,1 +1,8 @@
 //! The trust|me GuestOS bundle: configuration text, signature, images and dm-verity trees, store on disk.
+
+mod chain;
+pub mod pki;
+mod pss;
+pub mod signature;
+mod superblock;
+pub mod verity;
