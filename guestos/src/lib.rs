@@ -1,6 +1,7 @@
 //! The trust|me GuestOS bundle: configuration text, signature, images and dm-verity trees, store on disk.
 
 mod chain;
+pub mod config;
 pub mod pki;
 mod pss;
 pub mod signature;
