@@ -4,7 +4,7 @@
 //! lists what is decided how.
 
 mod read;
-mod rules;
+pub(crate) mod rules;
 #[cfg(test)]
 mod tests;
 mod text;

@@ -2,6 +2,7 @@
 
 mod chain;
 pub mod config;
+pub mod image_config;
 pub mod pki;
 mod pss;
 pub mod signature;

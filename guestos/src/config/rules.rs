@@ -42,7 +42,7 @@ pub(super) fn mount_point(text: &str) -> Broken {
 }
 
 /// An absolute path that does not lead upwards.
-pub(super) fn path(text: &str) -> Broken {
+pub(crate) fn path(text: &str) -> Broken {
     let components = || text.trim_end_matches('/').split('/').skip(1);
     let plain = components().all(|component| !matches!(component, "" | "." | ".."));
     demand(
