@@ -1,5 +1,6 @@
 //! The trust|me GuestOS bundle: configuration text, signature, images and dm-verity trees, store on disk.
 
+pub mod bundle;
 mod chain;
 pub mod config;
 pub mod image_config;
@@ -8,3 +9,4 @@ mod pss;
 pub mod signature;
 mod superblock;
 pub mod verity;
+pub mod write;
