@@ -3,9 +3,11 @@
 pub mod bundle;
 mod chain;
 pub mod config;
+pub mod grant;
 pub mod image_config;
 pub mod pki;
 mod pss;
+mod seccomp;
 pub mod signature;
 mod superblock;
 pub mod verity;
