@@ -1,6 +1,6 @@
 //! `cargo xtask fuzz`: libFuzzer on everything that reads untrusted bytes.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -30,38 +30,37 @@ pub fn run(target: Option<&str>, seconds: u64) -> Result<()> {
     };
     let cargo_fuzz = test::tool("cargo-fuzz")?;
     for target in &chosen {
-        fuzz(
-            cargo_fuzz.clone(),
-            target,
-            &format!("-max_total_time={seconds}"),
-        )?;
+        let found = format!("fuzz/corpus/{target}");
+        std::fs::create_dir_all(build::workspace().join(&found))?;
+        let limit = format!("-max_total_time={seconds}");
+        fuzz(&cargo_fuzz, target, &[&found, &seeds(target)], &limit)?;
     }
     Ok(())
 }
 
-/// Runs every target once over its committed seeds, if cargo-fuzz is installed.
+/// Runs every target once over its committed seeds.
 ///
 /// # Errors
-/// A seed makes a target fail.
-pub fn smoke() -> Result<()> {
-    let installed = Command::new("cargo-fuzz").arg("--version").output();
-    if !installed.is_ok_and(|output| output.status.success()) {
-        println!("fuzz: skipped: cargo-fuzz is not installed (cargo install --locked cargo-fuzz)");
-        return Ok(());
-    }
+/// A seed makes a target fail, or cargo-fuzz cannot be had.
+pub fn run_seeds() -> Result<()> {
+    let cargo_fuzz = test::tool("cargo-fuzz")?;
     for target in targets()? {
-        fuzz("cargo-fuzz".into(), &target, "-runs=0")?;
+        fuzz(&cargo_fuzz, &target, &[&seeds(&target)], "-runs=0")?;
     }
     Ok(())
 }
 
-fn fuzz(cargo_fuzz: PathBuf, target: &str, limit: &str) -> Result<()> {
-    let corpus = format!("fuzz/corpus/{target}");
-    std::fs::create_dir_all(build::workspace().join(&corpus))?;
+/// Where a target's committed inputs are.
+fn seeds(target: &str) -> String {
+    format!("fuzz/seeds/{target}")
+}
+
+/// Runs a target on the inputs in directories; new ones go into the first.
+fn fuzz(cargo_fuzz: &Path, target: &str, inputs: &[&str], limit: &str) -> Result<()> {
     let mut command = Command::new(cargo_fuzz);
     command
         .args(["fuzz", "run", target])
-        .args([&corpus, &format!("fuzz/seeds/{target}")])
+        .args(inputs)
         .args(["--", limit])
         .arg(format!("-max_len={MAX_LEN}"))
         .arg("-timeout=20")

@@ -34,7 +34,7 @@ enum Command {
         #[arg(long)]
         quick: bool,
     },
-    /// Run a fuzz target (fuzz/README.md lists them).
+    /// Run a fuzz target (docs/testing.md lists them).
     Fuzz {
         /// The target; all of them, one after the other, if absent.
         target: Option<String>,

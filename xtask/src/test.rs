@@ -17,7 +17,7 @@ const STEPS: &[(&str, Step)] = &[
     ("clippy", clippy),
     ("deny", deny),
     ("unit", unit),
-    ("fuzz", fuzz::smoke),
+    ("fuzz", fuzz::run_seeds),
 ];
 
 /// Runs all steps and suites, or those named.
@@ -102,7 +102,9 @@ fn suites() -> Result<Vec<String>> {
 }
 
 fn fmt() -> Result<()> {
-    step(&mut cargo(&["fmt", "--all", "--check"]))
+    step(&mut cargo(&["fmt", "--all", "--check"]))?;
+    let fuzz = ["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"];
+    step(&mut cargo(&fuzz))
 }
 
 fn clippy() -> Result<()> {
