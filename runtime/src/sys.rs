@@ -108,13 +108,14 @@ pub fn set_name(name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// True if the file exists and this process may execute it, by its effective ids.
+/// Makes sure that the file exists and this process may execute it, by its real ids. Not by the effective ones: that
+/// takes faccessat2(2), which older seccomp profiles know nothing of and answer with EPERM.
+///
+/// # Errors
+/// As access(2).
 pub fn is_executable(path: &CStr) -> io::Result<()> {
     // SAFETY: `path` is a NUL-terminated string that lives across the call.
-    check(
-        unsafe { libc::faccessat(libc::AT_FDCWD, path.as_ptr(), libc::X_OK, libc::AT_EACCESS) }
-            .into(),
-    )
+    check(unsafe { libc::access(path.as_ptr(), libc::X_OK) }.into())
 }
 
 /// linux/bpf.h: commands of bpf(2), type and attach point of device programs, and the flag that lets several be attached.
