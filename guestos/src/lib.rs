@@ -1,4 +1,4 @@
-//! The trust|me GuestOS bundle: configuration text, signature, images and dm-verity trees, store on disk.
+#![doc = include_str!("../README.md")]
 
 pub mod bundle;
 mod chain;
