@@ -2,6 +2,7 @@
 
 use std::ffi::{CString, OsString};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -44,6 +45,14 @@ pub(crate) fn below(dir: &Path) -> io::Result<Vec<Mounted>> {
     mounts.retain(|mount| mount.path.starts_with(dir) && mount.path != dir);
     mounts.reverse();
     Ok(mounts)
+}
+
+/// The path of an open directory.
+///
+/// # Errors
+/// /proc is not mounted.
+pub(crate) fn path_of(dir: &impl AsRawFd) -> io::Result<PathBuf> {
+    std::fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd()))
 }
 
 /// A line of mountinfo (proc(5)): …, mount point (field 5), options, optional fields, `-`, type, source, options.

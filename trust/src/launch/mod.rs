@@ -5,6 +5,7 @@ mod guestos;
 mod root;
 mod verity;
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -15,9 +16,10 @@ use trustme_config::{Config, LaunchMode};
 
 use crate::identity::{GUESTOS_ANNOTATION, Owner, canonical_configuration};
 use crate::log::{Container, Event, MeasureError, Subject, Verdict, Verification, measure, now};
+use crate::mount;
 use crate::volume::{self, Request, VolumeError};
 use dir::LaunchDir;
-use guestos::GuestOs;
+use guestos::{EmptyMount, GuestOs};
 use root::Source;
 
 /// Why a container does not start, or something of it is left.
@@ -209,7 +211,13 @@ impl Launch<'_> {
         let root = self.build_root(&guest)?;
         let mut mounts = Vec::new();
         for empty in &guest.volumes {
-            let owner = owner(&guest, &empty.image_file)?;
+            let owner = match owner(&guest) {
+                Ok(owner) => owner,
+                Err(reason) => {
+                    mounts.push(self.closed_volume(empty, &reason)?);
+                    continue;
+                }
+            };
             let name = format!("{}.{}", self.state.id, empty.image_file);
             let request = Request {
                 name: &name,
@@ -229,6 +237,33 @@ impl Launch<'_> {
         self.set_root(&root.to_string_lossy())?;
         self.add_mounts(mounts)?;
         self.dir.write_bundle(&self.spec)
+    }
+
+    /// What an untrusted GuestOS, which only launch mode measure starts, gets in place of a volume: what the image has there,
+    /// read-only, so that nothing is written that would be lost when the container ends.
+    fn closed_volume(&self, empty: &EmptyMount, reason: &str) -> Result<Value, LaunchError> {
+        let (name, at) = (&empty.image_file, &empty.mount_point);
+        tracing::warn!(
+            "volume {name} stays closed, {at} is read-only: it is opened only for a trusted GuestOS: {reason}"
+        );
+        let lower = self.dir.lower();
+        let failed = LaunchError::io("look into", &lower);
+        let content = File::open(&lower)
+            .and_then(|root| volume::directory_in(root, at))
+            .and_then(|found| found.map(|dir| mount::path_of(&dir)).transpose())
+            .map_err(failed)?;
+        let read_only = |fs_type: &str, source: PathBuf, option: &str| {
+            json!({
+                "destination": at,
+                "type": fs_type,
+                "source": source,
+                "options": [option, "ro", "nosuid", "nodev"],
+            })
+        };
+        Ok(match content {
+            Some(path) => read_only("bind", path, "bind"),
+            None => read_only("tmpfs", "tmpfs".into(), "size=4k"),
+        })
     }
 
     /// Names the root file system that the container is built on.
@@ -307,15 +342,15 @@ impl Launch<'_> {
 }
 
 /// Whose volumes a GuestOS may open: only one that fulfils everything that enforce demands has an owner.
-fn owner(guest: &GuestOs, image_file: &str) -> Result<Owner, LaunchError> {
+///
+/// # Errors
+/// What is not fulfilled.
+fn owner(guest: &GuestOs) -> Result<Owner, String> {
     match (&guest.signer, guest.reason()) {
         (Some(signer), None) => Ok(Owner {
             name: guest.name.clone(),
             signer: signer.spki_sha256,
         }),
-        (_, reason) => Err(LaunchError::Refused(format!(
-            "volume {image_file} is opened only for a trusted GuestOS: {}",
-            reason.as_deref().unwrap_or("no signer")
-        ))),
+        (_, reason) => Err(reason.unwrap_or_else(|| "no signer".to_owned())),
     }
 }

@@ -19,7 +19,7 @@ use rustix::io::Errno;
 ///
 /// # Errors
 /// `path` is no directory, or the kernel refuses.
-pub(super) fn directory_in(root: impl AsFd, path: &str) -> io::Result<Option<OwnedFd>> {
+pub(crate) fn directory_in(root: impl AsFd, path: &str) -> io::Result<Option<OwnedFd>> {
     let inside = Path::new("./").join(path.trim_start_matches('/'));
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;

@@ -21,6 +21,7 @@ use crate::identity::Owner;
 use crate::tpm::TpmError;
 use crate::{lock, mount};
 
+pub(crate) use copy::directory_in;
 pub use sealed::SealedVolume;
 
 /// How long to wait for another launch that is making or opening the same volume.

@@ -13,8 +13,8 @@ use trustme_trust::identity::Owner;
 use trustme_trust::tpm::{HexDigest, Tpm};
 use trustme_trust::volume::{self, Request};
 
-use crate::chain;
 use crate::swtpm::Swtpm;
+use crate::{chain, run};
 
 /// Leaves the machine's mount namespace.
 pub fn private_mounts() {
@@ -78,13 +78,6 @@ impl Machine {
     fn file(&self, name: &str) -> PathBuf {
         self.config.volumes.dir.join("web.html").join(name)
     }
-}
-
-fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output().unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {arguments:?}: {stderr}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// What `find` sees of a tree: type, mode, owner, links, size, time, target, path.
@@ -240,7 +233,7 @@ fn a_volume_opens_for_its_owner_in_its_boot_state_only() {
         listed[0].open.as_ref().unwrap().ends_with(&at),
         "{listed:?}"
     );
-    assert_eq!(listed[0].sealed.owner, machine.owner);
+    assert_eq!(listed[0].sealed.as_ref().unwrap().owner, machine.owner);
     machine.close("web.html");
     assert_eq!(volume::list(&machine.config).unwrap()[0].open, None);
 
@@ -319,6 +312,11 @@ fn a_tampered_volume_is_refused_and_left_closed() {
     }
     fs::remove_file(&path).unwrap();
     symlink("/etc/passwd", &path).unwrap();
+    let listed = volume::list(&machine.config).unwrap();
+    assert!(
+        listed[0].damage.as_ref().unwrap().contains("sealed.json: "),
+        "{listed:?}"
+    );
     let error = machine.open("web.html").unwrap_err();
     assert!(
         error.contains("sealed.json: ") && error.contains("symbolic links"),
