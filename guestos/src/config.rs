@@ -19,6 +19,9 @@ pub use text::TextError;
 /// The longest text that is read, in bytes.
 pub const MAX_TEXT: usize = 1024 * 1024;
 
+/// The most mounts of a configuration, and as many for setting up.
+pub const MAX_MOUNTS: usize = 256;
+
 /// The init that GyroidOS itself puts into a container. Where it is named, what runs is `init_param`.
 pub const INJECTED_INIT: &str = "/sbin/cservice";
 

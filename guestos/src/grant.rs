@@ -252,7 +252,8 @@ fn root_is_readonly(config: &GuestOsConfig) -> Result<bool, GrantError> {
             MountType::Shared | MountType::SharedRw if mount.mount_point == "/" => {
                 roots.push(mount.mount_type);
             }
-            MountType::Empty | MountType::StoreOnly => {}
+            MountType::Empty if mount.mount_point != "/" => {}
+            MountType::StoreOnly => {}
             _ => return Err(unsupported(mount)),
         }
     }
@@ -505,7 +506,7 @@ mod tests {
     #[test]
     fn what_only_gyroidos_runs_is_refused() {
         type Change = fn(&mut GuestOsConfig);
-        let cases: [(Change, &str); 5] = [
+        let cases: [(Change, &str); 6] = [
             (
                 |config| drop(config.mounts.remove(0)),
                 "expected one SHARED or SHARED_RW mount at /, found 0",
@@ -517,6 +518,10 @@ mod tests {
             (
                 |config| config.mounts[1].mount_type = MountType::OverlayRw,
                 "mount html at /var/www/html: trustme does not mount the type OVERLAY_RW there",
+            ),
+            (
+                |config| config.mounts[1].mount_point = "/".to_owned(),
+                "mount html at /: trustme does not mount the type EMPTY there",
             ),
             (
                 |config| config.mounts[1].mount_type = MountType::Shared,

@@ -1,7 +1,7 @@
 //! From text to configuration.
 
 use super::text::{Field, Position, Scanner, Statement, TextError, quoted};
-use super::{GuestOsConfig, I18nString, MAX_TEXT, Mount, MountType, rules};
+use super::{GuestOsConfig, I18nString, MAX_MOUNTS, MAX_TEXT, Mount, MountType, rules};
 
 /// Reads a whole text.
 pub(super) fn configuration(bytes: &[u8]) -> Result<GuestOsConfig, TextError> {
@@ -77,6 +77,9 @@ fn mount(
     others: &[Mount],
 ) -> Result<Mount, TextError> {
     field.open()?;
+    if others.len() == MAX_MOUNTS {
+        return Err(field.error(format!("at most {MAX_MOUNTS} {}", field.name)));
+    }
     let mut mount = Mount::new("", "", "", MountType::Shared);
     let (mut image_file, mut mount_point, mut fs_type, mut mount_type) = (None, None, None, None);
     let close = loop {

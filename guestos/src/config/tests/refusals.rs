@@ -504,6 +504,26 @@ fn texts_that_end_early_or_are_no_text() {
     );
 }
 
+#[test]
+fn mounts_are_counted() {
+    let mount = |number| {
+        format!(
+            "mounts {{\nimage_file: \"{number}\"\nmount_point: \"/\"\nfs_type: \"x\"\nmount_type: EMPTY\n}}\n"
+        )
+    };
+    // TEXT has two.
+    let most: String = (2..MAX_MOUNTS).map(mount).collect();
+    let text = format!("{TEXT}{most}");
+    assert_eq!(parse(&text).unwrap().mounts.len(), MAX_MOUNTS);
+    assert_eq!(
+        parse(&format!("{text}{}", mount(MAX_MOUNTS))).unwrap_err(),
+        format!(
+            "line {}, column 1: expected at most 256 mounts, found `mounts`",
+            52 + 6 * 254
+        )
+    );
+}
+
 /// No beginning of a text is accepted that has not all of the required fields; none makes the parser panic.
 #[test]
 fn beginnings_are_refused_until_the_description() {
