@@ -3,7 +3,8 @@ mod refusals;
 
 use super::*;
 
-/// As GyroidOS's own tools write it (protobuf text format, fields in the order of their numbers).
+/// Every field, in the order of their numbers. protoc 3.21 encodes it, and decodes that to the same text, but for octal
+/// escapes in place of UTF-8.
 const TEXT: &str = r#"name: "nginx"
 hardware: "x86"
 version: 7
