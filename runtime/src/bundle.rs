@@ -95,6 +95,7 @@ pub fn check(spec: &Spec) -> Result<()> {
         bail!("mount of {:?} has no destination", mount.source());
     }
     refuse_id_mapped(spec)?;
+    refuse_twice_named_namespaces(spec)?;
     libcontainer::validator::Validator::validate_spec(spec)?;
     let syscall = libcontainer::syscall::syscall::create_syscall();
     libcontainer::utils::validate_spec_for_new_user_ns(spec, &*syscall)?;
@@ -104,6 +105,22 @@ pub fn check(spec: &Spec) -> Result<()> {
         .is_some_and(|linux| linux.net_devices().is_some())
     {
         libcontainer::utils::validate_spec_for_net_devices(spec, &*syscall)?;
+    }
+    Ok(())
+}
+
+/// The specification demands an error; libcontainer would take the last one.
+fn refuse_twice_named_namespaces(spec: &Spec) -> Result<()> {
+    let linux = spec.linux().as_ref();
+    let namespaces = linux.and_then(|linux| linux.namespaces().as_ref());
+    let mut kinds = Vec::new();
+    for namespace in namespaces.into_iter().flatten() {
+        let kind = namespace.typ();
+        if kinds.contains(&kind) {
+            let name = serde_json::to_string(&kind)?;
+            bail!("linux.namespaces: {name} is named twice");
+        }
+        kinds.push(kind);
     }
     Ok(())
 }
@@ -274,6 +291,11 @@ mod tests {
             ),
             ("/process", serde_json::Value::Null, "process property"),
             ("/root", serde_json::Value::Null, "root property"),
+            (
+                "/linux/namespaces",
+                serde_json::json!([{"type": "mount"}, {"type": "uts"}, {"type": "mount"}]),
+                "\"mount\" is named twice",
+            ),
             (
                 "/mounts",
                 serde_json::json!([{"destination": "/m", "source": "/tmp", "options": ["bind", "idmap"]}]),
