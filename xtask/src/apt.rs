@@ -54,7 +54,15 @@ const TEST: &[&str] = &[
 /// # Errors
 /// apt-get fails, or this is not Debian.
 pub fn install_missing() -> Result<()> {
-    let missing = missing()?;
+    install(&[BUILD, TEST].concat())
+}
+
+/// Installs what of `wanted` is missing.
+///
+/// # Errors
+/// apt-get fails, or this is not Debian.
+pub fn install(wanted: &[&str]) -> Result<()> {
+    let missing = missing(wanted)?;
     if missing.is_empty() {
         return Ok(());
     }
@@ -66,12 +74,11 @@ pub fn install_missing() -> Result<()> {
 }
 
 /// Wanted packages that are not installed.
-fn missing() -> Result<Vec<&'static str>> {
-    let wanted: Vec<&str> = BUILD.iter().chain(TEST).copied().collect();
+fn missing<'a>(wanted: &[&'a str]) -> Result<Vec<&'a str>> {
     // It ends with 1 where it does not know one of them.
     let output = Command::new("dpkg-query")
         .args(["--show", "--showformat", "${Package} ${Status}\n"])
-        .args(&wanted)
+        .args(wanted)
         .stderr(Stdio::null())
         .output()
         .context("cannot run dpkg-query: this needs Debian 12")?;
@@ -81,7 +88,8 @@ fn missing() -> Result<Vec<&'static str>> {
         .filter_map(|line| line.strip_suffix(" install ok installed"))
         .collect();
     Ok(wanted
-        .into_iter()
+        .iter()
+        .copied()
         .filter(|package| !installed.contains(package))
         .collect())
 }

@@ -3,6 +3,7 @@
 mod apt;
 mod build;
 mod fuzz;
+mod oci;
 mod test;
 
 use std::process::ExitCode;
@@ -27,6 +28,9 @@ enum Command {
         /// Run only this: fmt, clippy, deny, unit, fuzz, or a suite of conformance/tests (lifecycle, bundle, ...).
         #[arg(long, value_name = "SUITE")]
         only: Vec<String>,
+        /// Run the official OCI validation suite instead, against trustme, runc and crun.
+        #[arg(long)]
+        oci: bool,
     },
     /// Measure the built programs against others of their kind.
     Bench {
@@ -60,7 +64,8 @@ fn run(command: Command) -> anyhow::Result<()> {
     apt::install_missing()?;
     match command {
         Command::Demo => trustme_conformance::demo::run(&build::release()?),
-        Command::Test { only } => test::run(&only),
+        Command::Test { oci: true, .. } => oci::run(),
+        Command::Test { only, .. } => test::run(&only),
         Command::Bench { quick } => {
             let effort = if quick { Effort::Quick } else { Effort::Full };
             trustme_conformance::bench::run(&build::release()?, effort)
