@@ -40,6 +40,8 @@ const TEST: &[&str] = &[
     "runc",
     "skopeo",
     "squashfs-tools",
+    // tar2sqfs, for trustme-convert.
+    "squashfs-tools-ng",
     "strace",
     "swtpm",
     "swtpm-tools",
