@@ -1,3 +1,44 @@
-//! Turns Docker and OCI images into signed trust|me GuestOS bundles.
+//! `trustme-convert`: turns Docker and OCI images into signed trust|me GuestOS bundles; signs, verifies and shows bundles.
 
-fn main() {}
+mod commands;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Turns Docker and OCI images into signed trust|me GuestOS bundles.
+#[derive(Debug, Parser)]
+#[command(name = "trustme-convert", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Convert(commands::convert::Arguments),
+    Sign(commands::sign::Arguments),
+    Verify(commands::verify::Arguments),
+    Inspect(commands::inspect::Arguments),
+    Bundle(commands::bundle::Arguments),
+    #[command(subcommand)]
+    Pki(commands::pki::Command),
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Command::Convert(arguments) => commands::convert::run(arguments),
+        Command::Sign(arguments) => commands::sign::run(&arguments),
+        Command::Verify(arguments) => commands::verify::run(&arguments),
+        Command::Inspect(arguments) => commands::inspect::run(&arguments),
+        Command::Bundle(arguments) => commands::bundle::run(&arguments),
+        Command::Pki(command) => commands::pki::run(&command),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

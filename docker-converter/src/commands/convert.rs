@@ -1,0 +1,110 @@
+//! `trustme-convert convert`
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use indicatif::HumanBytes;
+use trustme_convert::convert::Conversion;
+use trustme_convert::guestos::Naming;
+use trustme_convert::progress::Progress;
+use trustme_convert::source::{Platform, Source};
+use trustme_convert::squashfs::ImageCompression;
+
+/// Converts an image into a signed bundle.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// docker-archive:FILE[:REF], oci:DIR[:REF] or oci-archive:FILE[:REF], as skopeo writes it.
+    source: Source,
+    /// The directory of bundles; made where it is missing.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// The name of the GuestOS.
+    #[arg(long)]
+    name: String,
+    /// The version of the GuestOS; a higher one replaces a lower one.
+    #[arg(long, value_name = "N")]
+    version: u64,
+    /// The signer's private key (PEM).
+    #[arg(long, value_name = "PEM")]
+    key: PathBuf,
+    /// The signer's certificate and those that lead to an anchor (PEM).
+    #[arg(long, value_name = "PEM")]
+    cert: PathBuf,
+    /// The file system of the root image.
+    #[arg(long, value_enum, default_value_t)]
+    fs: FileSystem,
+    /// How the root image is compressed.
+    #[arg(long, value_enum, default_value_t)]
+    compression: ImageCompression,
+    /// OS/ARCHITECTURE[/VARIANT] of the image; this machine's, where there is a choice.
+    #[arg(long)]
+    platform: Option<Platform>,
+    /// The most bytes that the layers may have uncompressed, with K, M, G or T (powers of 1024).
+    #[arg(long, value_name = "SIZE", default_value = "64G", value_parser = size)]
+    max_size: u64,
+    /// Replace a bundle of the same name and version.
+    #[arg(long)]
+    force: bool,
+}
+
+/// File systems that GyroidOS mounts.
+#[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
+enum FileSystem {
+    #[default]
+    Squashfs,
+}
+
+/// Converts, and prints the path of the configuration text.
+pub fn run(arguments: Arguments) -> Result<()> {
+    let FileSystem::Squashfs = arguments.fs;
+    let (key, cert) = super::signer(&arguments.key, &arguments.cert)?;
+    let conversion = Conversion {
+        source: arguments.source,
+        platform: arguments.platform,
+        out: arguments.out,
+        naming: Naming {
+            name: arguments.name,
+            version: arguments.version,
+        },
+        key,
+        cert,
+        compression: arguments.compression,
+        max_size: arguments.max_size,
+        force: arguments.force,
+        time: source_date_epoch()?,
+    };
+    let made = conversion.run(Progress::new())?;
+    eprintln!(
+        "root.img: {}, sha256:{}",
+        HumanBytes(made.size),
+        hex::encode(made.sha256)
+    );
+    println!("{}", made.conf.display());
+    Ok(())
+}
+
+/// <https://reproducible-builds.org/specs/source-date-epoch/>
+fn source_date_epoch() -> Result<Option<u32>> {
+    let Some(text) = std::env::var_os("SOURCE_DATE_EPOCH") else {
+        return Ok(None);
+    };
+    let number = text.to_str().and_then(|text| text.parse().ok());
+    number.map(Some).with_context(|| {
+        format!("SOURCE_DATE_EPOCH={text:?}: expected seconds from 1970 in 32 bits")
+    })
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.chars().last() {
+        Some('K') => (&text[..text.len() - 1], 10),
+        Some('M') => (&text[..text.len() - 1], 20),
+        Some('G') => (&text[..text.len() - 1], 30),
+        Some('T') => (&text[..text.len() - 1], 40),
+        _ => (text, 0),
+    };
+    digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(1 << shift))
+        .ok_or_else(|| "expected a number, perhaps with K, M, G or T".to_owned())
+}

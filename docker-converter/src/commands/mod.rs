@@ -1,0 +1,48 @@
+//! One file per command.
+
+pub mod bundle;
+pub mod convert;
+pub mod inspect;
+pub mod pki;
+pub mod sign;
+pub mod verify;
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use trustme_guestos::signature::SigningKey;
+use zeroize::Zeroizing;
+
+/// The largest private key, in bytes: RSA with 16384 bits has 13 KiB.
+const MAX_KEY: u64 = 64 << 10;
+/// The largest file of certificates, in bytes; GuestOS bundles hold no larger one.
+const MAX_CERT: u64 = 256 << 10;
+
+/// Reads a signer's key and certificates, and checks that they belong together.
+fn signer(key: &Path, cert: &Path) -> Result<(SigningKey, Vec<u8>)> {
+    let shown = |path: &Path| path.display().to_string();
+    let signing_key = SigningKey::from_pem(&read(key, MAX_KEY)?).with_context(|| shown(key))?;
+    let certificates = read(cert, MAX_CERT)?;
+    signing_key
+        .belongs_to(&certificates)
+        .with_context(|| shown(cert))?;
+    Ok((signing_key, certificates.to_vec()))
+}
+
+fn read(path: &Path, max: u64) -> Result<Zeroizing<Vec<u8>>> {
+    let shown = || path.display().to_string();
+    let file = File::open(path).with_context(shown)?;
+    // Not read to the end with growing buffers, which would leave copies of a key behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(max as usize + 1));
+    file.take(max + 1)
+        .read_to_end(&mut bytes)
+        .with_context(shown)?;
+    ensure!(
+        bytes.len() as u64 <= max,
+        "{}: more than {max} bytes",
+        shown()
+    );
+    Ok(bytes)
+}

@@ -1,0 +1,232 @@
+//! Where images come from: `docker-archive:FILE[:REF]`, `oci:DIR[:REF]`, `oci-archive:FILE[:REF]` (skopeo's notation).
+
+mod docker;
+mod files;
+mod oci;
+mod platform;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use sha2::Digest as _;
+
+pub use platform::Platform;
+
+use crate::blob::{Blob, Digest};
+use crate::error::Error;
+use crate::layer::PackedLayer;
+use files::Files;
+
+/// The longest manifest, index or image configuration, in bytes (containers/image's limit for manifests).
+const MAX_JSON: u64 = 4 << 20;
+
+/// The most layers of an image; overlayfs, which engines use, takes 500.
+const MAX_LAYERS: usize = 1000;
+
+/// An image somewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// What `docker save` or `skopeo copy … docker-archive:` wrote.
+    DockerArchive {
+        /// The tar archive.
+        path: PathBuf,
+        /// Which image in it.
+        reference: Option<String>,
+    },
+    /// An OCI layout.
+    Oci {
+        /// Its directory.
+        path: PathBuf,
+        /// Which image in it.
+        reference: Option<String>,
+    },
+    /// An OCI layout in a tar archive.
+    OciArchive {
+        /// The tar archive.
+        path: PathBuf,
+        /// Which image in it.
+        reference: Option<String>,
+    },
+}
+
+impl FromStr for Source {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let wrong = |reason: &str| Error::Reference {
+            text: text.to_owned(),
+            reason: reason.to_owned(),
+        };
+        let (transport, rest) = text.split_once(':').ok_or_else(|| {
+            wrong("expected docker-archive:FILE[:REF], oci:DIR[:REF] or oci-archive:FILE[:REF]")
+        })?;
+        let (path, reference) = match rest.split_once(':') {
+            Some((_, "")) => return Err(wrong("nothing after the last colon")),
+            Some((path, reference)) => (path, Some(reference.to_owned())),
+            None => (rest, None),
+        };
+        if path.is_empty() {
+            return Err(wrong("no path"));
+        }
+        let path = PathBuf::from(path);
+        match transport {
+            "docker-archive" => Ok(Self::DockerArchive { path, reference }),
+            "oci" => Ok(Self::Oci { path, reference }),
+            "oci-archive" => Ok(Self::OciArchive { path, reference }),
+            _ => Err(wrong("expected docker-archive:, oci: or oci-archive:")),
+        }
+    }
+}
+
+/// An image whose manifest and configuration were read and checked; its layers were not yet.
+#[derive(Debug)]
+pub struct Image {
+    /// The archive or directory.
+    pub path: PathBuf,
+    /// The image configuration.
+    pub configuration: Configuration,
+    /// SHA-256 of the image configuration's bytes, Docker's image ID.
+    pub id: Digest,
+    /// The layers, the lowest first.
+    pub layers: Vec<PackedLayer>,
+    files: Files,
+}
+
+/// An image configuration (OCI image specification, config.md), as far as it is used here.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Configuration {
+    /// As Go names it.
+    pub architecture: String,
+    /// `linux`.
+    pub os: String,
+    /// Of the architecture.
+    #[serde(default)]
+    pub variant: Option<String>,
+    /// When the image was made, in the form of RFC 3339.
+    #[serde(default)]
+    pub created: Option<String>,
+    /// What a container is made with.
+    #[serde(default)]
+    pub config: Option<Map<String, Value>>,
+    rootfs: RootFs,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct RootFs {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(default)]
+    diff_ids: Option<Vec<String>>,
+}
+
+/// Opens an image. `platform` chooses where there is a choice, and must be the image's where it is given.
+///
+/// # Errors
+/// The image cannot be found or read, or is not as it should be.
+pub fn open(source: &Source, platform: Option<&Platform>) -> Result<Image, Error> {
+    match source {
+        Source::DockerArchive { path, reference } => {
+            let files = Files::archive(path)?;
+            docker::open(files, reference.as_deref(), platform)
+        }
+        Source::Oci { path, reference } => {
+            oci::open(Files::directory(path)?, reference.as_deref(), platform)
+        }
+        Source::OciArchive { path, reference } => {
+            oci::open(Files::archive(path)?, reference.as_deref(), platform)
+        }
+    }
+}
+
+impl Image {
+    /// Checks that an archive is still the one that was read. Plain layers stay where they are and are read again after
+    /// their digests were checked.
+    ///
+    /// # Errors
+    /// It was changed or cannot be looked at.
+    pub fn check_unchanged(&self) -> Result<(), Error> {
+        self.files.check_unchanged()
+    }
+}
+
+impl Configuration {
+    fn parse(bytes: &[u8], path: &Path, platform: Option<&Platform>) -> Result<Self, Error> {
+        let configuration: Self = parse(bytes, path, "image configuration")?;
+        let wrong = |reason: String| Error::image(path, format!("image configuration: {reason}"));
+        if configuration.os != "linux" {
+            return Err(wrong(format!(
+                "os {:?}, expected \"linux\"",
+                configuration.os
+            )));
+        }
+        if configuration.rootfs.kind != "layers" {
+            return Err(wrong(format!(
+                "rootfs.type {:?}, expected \"layers\"",
+                configuration.rootfs.kind
+            )));
+        }
+        if let Some(platform) = platform
+            && !platform.matches(
+                &configuration.os,
+                &configuration.architecture,
+                configuration.variant.as_deref(),
+            )
+        {
+            return Err(wrong(format!(
+                "it is for {}/{}, {platform} is asked for",
+                configuration.os, configuration.architecture
+            )));
+        }
+        Ok(configuration)
+    }
+
+    /// The digests of the uncompressed layers, of which there must be `layers`.
+    fn diff_ids(&self, layers: usize, path: &Path) -> Result<Vec<Digest>, Error> {
+        let diff_ids = self.rootfs.diff_ids.as_deref().unwrap_or_default();
+        if diff_ids.len() != layers {
+            return Err(Error::image(
+                path,
+                format!("{} diff_ids for {layers} layers", diff_ids.len()),
+            ));
+        }
+        if layers > MAX_LAYERS {
+            return Err(Error::image(
+                path,
+                format!("{layers} layers, at most {MAX_LAYERS}"),
+            ));
+        }
+        diff_ids.iter().map(|text| sha256(text, path)).collect()
+    }
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8], path: &Path, what: &str) -> Result<T, Error> {
+    serde_json::from_slice(bytes).map_err(|error| Error::image(path, format!("{what}: {error}")))
+}
+
+/// Reads a document and hashes it.
+fn read(blob: &Blob, path: &Path, what: &str) -> Result<(Vec<u8>, Digest), Error> {
+    let bytes = blob
+        .read(MAX_JSON)
+        .map_err(|error| Error::image(path, format!("{what}: {error}")))?;
+    let digest = sha2::Sha256::digest(&bytes).into();
+    Ok((bytes, digest))
+}
+
+/// A digest in the form `sha256:HEX`.
+fn sha256(text: &str, path: &Path) -> Result<Digest, Error> {
+    text.strip_prefix("sha256:")
+        .and_then(hex_digest)
+        .ok_or_else(|| Error::image(path, format!("digest {text:?}, expected sha256:HEX")))
+}
+
+/// 64 hex digits in lower case.
+fn hex_digest(text: &str) -> Option<Digest> {
+    let mut digest = Digest::default();
+    let lower = !text.bytes().any(|byte| byte.is_ascii_uppercase());
+    (lower && hex::decode_to_slice(text, &mut digest).is_ok()).then_some(digest)
+}
