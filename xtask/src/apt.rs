@@ -10,8 +10,9 @@ const BUILD: &[&str] = &[
     "g++",
     "gcc",
     "libc6-dev",
-    // bindgen, for the TSS and the device mapper.
+    // bindgen, for the TSS, libcryptsetup and the device mapper.
     "libclang-dev",
+    "libcryptsetup-dev",
     "libdevmapper-dev",
     "libseccomp-dev",
     "libssl-dev",
@@ -39,6 +40,8 @@ const TEST: &[&str] = &[
     "procps",
     "runc",
     "skopeo",
+    // A PKCS#11 token.
+    "softhsm2",
     "squashfs-tools",
     // tar2sqfs, for trustme-convert.
     "squashfs-tools-ng",

@@ -5,9 +5,14 @@
 //! a resource manager is enough. The TSS runs in a thread of its own: a TPM that stops answering is an error after
 //! [`TIMEOUT`], never a program that hangs.
 
+mod counter;
+mod firmware;
 mod pcr;
+mod pin;
+mod policy;
 mod seal;
 mod session;
+mod signed;
 
 use std::cell::Cell;
 use std::fs::File;
@@ -19,8 +24,12 @@ use std::time::{Duration, Instant};
 
 use tss_esapi::{Context, TctiNameConf};
 
+pub use firmware::{FirmwareEvent, FirmwareLog, differences};
 pub use pcr::{Pcr, PcrValue, extended};
-pub use seal::{HexDigest, SealedSecret, policy_digest, policy_pcr_digest};
+pub use pin::{Lockout, Pin};
+pub use policy::{policy_digest, policy_pcr_digest};
+pub use seal::{Claim, HexDigest, SealedSecret, Sealing};
+pub use signed::{PcrSignatures, SignedPcrs};
 
 use crate::lock;
 
@@ -81,7 +90,10 @@ pub enum TpmError {
         present: String,
     },
     /// The machine did not boot as it had when the secret was sealed.
-    #[error("PCR {pcr} differs from the sealed value: sealed {sealed}, now {present}")]
+    #[error(
+        "PCR {pcr} differs from the sealed value: sealed {sealed}, now {present}{}",
+        why(events)
+    )]
     PcrDiffers {
         /// The PCR.
         pcr: Pcr,
@@ -89,6 +101,49 @@ pub enum TpmError {
         sealed: String,
         /// Its value (hex) now.
         present: String,
+        /// What the firmware's log says of the difference; empty where it says nothing.
+        events: Vec<String>,
+    },
+    /// The secret is sealed to a signed PCR policy, and none is signed for the present state.
+    #[error(
+        "no PCR signature for the present values ({present}) by the key {key}, which has signed {signed} other states"
+    )]
+    NotSigned {
+        /// The PCRs and their values.
+        present: String,
+        /// How many policies of this key there are.
+        signed: usize,
+        /// SHA-256 (hex) of the key's SubjectPublicKeyInfo.
+        key: String,
+    },
+    /// The secret is sealed with a PIN, and there is none.
+    #[error("a PIN is needed")]
+    PinNeeded,
+    /// The PIN is wrong.
+    #[error("wrong PIN; {left} more wrong ones lock the TPM, which forgets one every {interval} s")]
+    WrongPin {
+        /// How many more wrong PINs the TPM takes.
+        left: u32,
+        /// Seconds until it forgets a wrong one.
+        interval: u32,
+    },
+    /// The TPM takes no PIN now.
+    #[error(
+        "the TPM is locked after {wrong} wrong PINs; it takes one PIN again within {interval} s, or at once after tpm2_dictionarylockout -c"
+    )]
+    LockedOut {
+        /// How many wrong PINs it remembers.
+        wrong: u32,
+        /// Seconds until it forgets a wrong one.
+        interval: u32,
+    },
+    /// A counter is not there, or is none.
+    #[error("NV counter {index:#010x}: {reason}")]
+    Counter {
+        /// Its NV index.
+        index: u32,
+        /// What is wrong.
+        reason: &'static str,
     },
     /// Another container than the one that the secret was sealed for.
     #[error("sealed for another container: identity {sealed}, this one's is {present}")]
@@ -101,6 +156,14 @@ pub enum TpmError {
     /// What was read from disk is not a sealed secret.
     #[error("not a sealed secret: {0}")]
     Malformed(String),
+}
+
+/// What follows the values of a PCR that differs.
+fn why(events: &[String]) -> String {
+    match events {
+        [] => String::new(),
+        events => format!("; firmware events: {}", events.join(", ")),
+    }
 }
 
 /// A step that the TPM's thread takes.
@@ -205,6 +268,25 @@ impl Tpm {
         step: &'static str,
         f: impl FnOnce(&mut Context) -> tss_esapi::Result<T> + Send + 'static,
     ) -> Result<T, TpmError> {
+        self.answer(step, f)?
+            .map_err(|error| self.refused(step, &error))
+    }
+
+    /// The error of a step that the TPM refused.
+    fn refused(&self, step: &'static str, error: &tss_esapi::Error) -> TpmError {
+        TpmError::Command {
+            tcti: self.tcti.clone(),
+            step,
+            reason: error.to_string(),
+        }
+    }
+
+    /// As [`Tpm::run`], for those who look at the refusal.
+    fn answer<T: Send + 'static>(
+        &self,
+        step: &'static str,
+        f: impl FnOnce(&mut Context) -> tss_esapi::Result<T> + Send + 'static,
+    ) -> Result<tss_esapi::Result<T>, TpmError> {
         let (reply, outcome) = mpsc::channel();
         let job: Step = Box::new(move |context| drop(reply.send(f(context))));
         let timed_out = || {
@@ -219,14 +301,7 @@ impl Tpm {
             .as_ref()
             .and_then(|steps| steps.send(job).ok())
             .ok_or_else(timed_out)?;
-        outcome
-            .recv_timeout(self.timeout)
-            .map_err(|_| timed_out())?
-            .map_err(|error| TpmError::Command {
-                tcti: self.tcti.clone(),
-                step,
-                reason: error.to_string(),
-            })
+        outcome.recv_timeout(self.timeout).map_err(|_| timed_out())
     }
 }
 

@@ -18,16 +18,14 @@ use tss_esapi::structures::{
 };
 use zeroize::Zeroizing;
 
+use super::firmware::{FirmwareEvent, FirmwareLog, differences};
 use super::pcr::{extended, selection};
+use super::pin::{self, Pin};
+use super::policy::PolicyDigest;
 use super::session::{self, Protect};
+use super::signed::{self, Approved, PcrSignatures, SignedPcrs};
 use super::{Pcr, PcrValue, Tpm, TpmError};
 use crate::encoding::{base64_bytes, hex_bytes};
-
-/// TPM_CC_PolicyPCR (TPM 2.0 Library Part 2, section 6.5.2).
-const POLICY_PCR_COMMAND: u32 = 0x0000_017F;
-
-/// TPM_ALG_SHA256 (TPM 2.0 Library Part 2, section 6.3).
-const ALG_SHA256: u16 = 0x000B;
 
 /// Extended into PCR 23 after each use, so that it holds no container's identity.
 const CAP: &[u8] = b"trustme: identity PCR capped";
@@ -49,8 +47,62 @@ pub struct SealedSecret {
     pub pcrs: BTreeMap<Pcr, HexDigest>,
     /// SHA-256 that PCR 23 is extended with, from zero, for the unseal, hex.
     pub identity: HexDigest,
-    /// Digest of the policy of `pcrs` and PCR 23, hex; the public area holds it too.
+    /// What the firmware's log said of the boot PCRs then; for messages only.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub events: BTreeMap<Pcr, Vec<FirmwareEvent>>,
+    /// PCRs whose values somebody signs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signed: Option<SignedPcrs>,
+    /// Whether a PIN is needed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pin: bool,
+    /// Digest of the policy of all this, hex; the public area holds it too.
     pub policy_digest: HexDigest,
+}
+
+/// What a secret is sealed to.
+#[derive(Debug, Clone, Copy)]
+pub struct Sealing<'s> {
+    /// PCRs whose present values are needed.
+    pub boot_pcrs: &'s [Pcr],
+    /// The digest that PCR 23 will be extended with.
+    pub identity: &'s [u8; 32],
+    /// PCRs whose values somebody signs.
+    pub signed: Option<&'s SignedPcrs>,
+    /// The PIN that will be needed.
+    pub pin: Option<&'s Pin>,
+    /// The firmware's log of this boot, to tell later what has changed.
+    pub log: &'s FirmwareLog,
+}
+
+/// What whoever wants a secret has to show.
+#[derive(Debug, Clone, Copy)]
+pub struct Claim<'c> {
+    /// The digest that PCR 23 is extended with.
+    pub identity: &'c [u8; 32],
+    /// The PIN, where one is needed.
+    pub pin: Option<&'c Pin>,
+    /// Signatures of PCR policies, where one is needed.
+    pub signatures: &'c PcrSignatures,
+    /// The firmware's log of this boot.
+    pub log: &'c FirmwareLog,
+}
+
+/// The digest of the policy: the signed PCR policy, then the boot PCRs with PCR 23, then the PIN.
+fn policy(
+    signed: Option<&SignedPcrs>,
+    values: &BTreeMap<Pcr, PcrValue>,
+    pin: bool,
+) -> Result<[u8; 32], TpmError> {
+    let start = match signed {
+        Some(signed) => signed.digest()?,
+        None => PolicyDigest::START,
+    };
+    let digest = start.pcr(values);
+    Ok(match pin {
+        true => digest.auth_value().0,
+        false => digest.0,
+    })
 }
 
 /// A SHA-256 digest that is written in hex.
@@ -70,35 +122,6 @@ impl std::fmt::Debug for HexDigest {
     }
 }
 
-/// SHA-256 over the values of PCRs in ascending order of their numbers: what TPM2_PolicyPCR and quotes call pcrDigest.
-#[must_use]
-pub fn policy_pcr_digest(values: &BTreeMap<Pcr, PcrValue>) -> [u8; 32] {
-    let mut digest = Sha256::new();
-    values.values().for_each(|value| digest.update(value));
-    digest.finalize().into()
-}
-
-/// The digest of a policy that is one TPM2_PolicyPCR of the SHA-256 bank with `values`
-/// (TPM 2.0 Library Part 3, section 23.7.1).
-#[must_use]
-pub fn policy_digest(values: &BTreeMap<Pcr, PcrValue>) -> [u8; 32] {
-    // TPML_PCR_SELECTION: count, then hash, size of select, and a bit for each PCR.
-    let mut select = [0_u8; 3];
-    for pcr in values.keys() {
-        select[usize::from(pcr / 8)] |= 1 << (pcr % 8);
-    }
-    Sha256::new()
-        .chain_update([0_u8; 32])
-        .chain_update(POLICY_PCR_COMMAND.to_be_bytes())
-        .chain_update(1_u32.to_be_bytes())
-        .chain_update(ALG_SHA256.to_be_bytes())
-        .chain_update([select.len() as u8])
-        .chain_update(select)
-        .chain_update(policy_pcr_digest(values))
-        .finalize()
-        .into()
-}
-
 /// `boot` and what PCR 23 holds while `identity` uses it.
 fn with_identity(boot: &BTreeMap<Pcr, PcrValue>, identity: &[u8; 32]) -> BTreeMap<Pcr, PcrValue> {
     let mut values = boot.clone();
@@ -112,12 +135,12 @@ fn digest(value: [u8; 32]) -> tss_esapi::Result<Digest> {
 }
 
 /// The public area of a sealed object: it can leave neither this TPM nor the storage root key, has no password that
-/// would do instead of the policy, and a wrong try does not count towards the TPM's lockout.
-fn object_template(policy: [u8; 32]) -> tss_esapi::Result<Public> {
+/// would do instead of the policy; with a PIN a wrong try counts towards the TPM's lockout.
+fn object_template(policy: [u8; 32], pin: bool) -> tss_esapi::Result<Public> {
     let attributes = ObjectAttributesBuilder::new()
         .with_fixed_tpm(true)
         .with_fixed_parent(true)
-        .with_no_da(true)
+        .with_no_da(!pin)
         .build()?;
     PublicBuilder::new()
         .with_public_algorithm(PublicAlgorithm::KeyedHash)
@@ -161,32 +184,30 @@ fn load(
 }
 
 impl Tpm {
-    /// Seals `secret` (at most 128 bytes) to the present values of `boot_pcrs` and to the identity digest that PCR 23
-    /// will be extended with. PCR 23 is not touched.
+    /// Seals `secret` (at most 128 bytes). PCR 23 is not touched.
     ///
     /// # Errors
-    /// The TPM does not answer or refuses, or computes another policy digest than this library.
-    pub fn seal(
-        &self,
-        secret: &[u8],
-        boot_pcrs: &[Pcr],
-        identity: &[u8; 32],
-    ) -> Result<SealedSecret, TpmError> {
+    /// The TPM does not answer or refuses, or computes another policy digest than this library; the key of signed PCRs is
+    /// none.
+    pub fn seal(&self, secret: &[u8], sealing: &Sealing<'_>) -> Result<SealedSecret, TpmError> {
         let (srk, srk_name) = self.srk()?;
-        let boot = self.read_pcrs(boot_pcrs)?;
-        let values = with_identity(&boot, identity);
-        let policy = policy_digest(&values);
-        self.check_policy(&values, policy)?;
+        let boot = self.read_pcrs(sealing.boot_pcrs)?;
+        let values = with_identity(&boot, sealing.identity);
+        let pin = sealing.pin.cloned();
+        self.check_policy(&values, pin.is_some())?;
+        let policy = policy(sealing.signed, &values, pin.is_some())?;
         let secret = SensitiveData::try_from(secret.to_vec()).map_err(|_| {
             TpmError::Malformed(format!("a secret of {} bytes is too long", secret.len()))
         })?;
+        let with_pin = pin.is_some();
         let (public, private) = self.run("seal", move |context| {
+            let auth = pin.map(|pin| pin.auth()).transpose()?;
             let made = session::salted(context, srk, Protect::Command, |context, session| {
                 context.execute_with_session(Some(session), |context| {
                     context.create(
                         srk,
-                        object_template(policy)?,
-                        None,
+                        object_template(policy, with_pin)?,
+                        auth,
                         Some(secret),
                         None,
                         None,
@@ -198,53 +219,53 @@ impl Tpm {
                 made.out_private.as_bytes().to_vec(),
             ))
         })?;
+        let log = sealing.log;
+        let events = boot
+            .iter()
+            .map(|(pcr, value)| (*pcr, log.events_of(*pcr, value)));
         Ok(SealedSecret {
             public: sized(&public),
             private: sized(&private),
             srk_name,
+            events: events.filter(|(_, events)| !events.is_empty()).collect(),
             pcrs: boot
                 .into_iter()
                 .map(|(pcr, value)| (pcr, HexDigest(value)))
                 .collect(),
-            identity: HexDigest(*identity),
+            identity: HexDigest(*sealing.identity),
+            signed: sealing.signed.cloned(),
+            pin: with_pin,
             policy_digest: HexDigest(policy),
         })
     }
 
-    /// Has the TPM compute the policy digest in a trial session: it must be the one computed here.
-    fn check_policy(
-        &self,
-        values: &BTreeMap<Pcr, PcrValue>,
-        expected: [u8; 32],
-    ) -> Result<(), TpmError> {
-        let pcrs: Vec<Pcr> = values.keys().copied().collect();
-        let pcr_digest = policy_pcr_digest(values);
+    /// Has the TPM compute the part of the policy digest that a trial session can: it must be the one computed here.
+    fn check_policy(&self, values: &BTreeMap<Pcr, PcrValue>, pin: bool) -> Result<(), TpmError> {
+        let expected = policy(None, values, pin)?;
+        let values = values.clone();
         let computed = self.run("compute the policy", move |context| {
-            session::policy(context, SessionType::Trial, |context, trial| {
-                context.policy_pcr(trial, digest(pcr_digest)?, selection(&pcrs)?)?;
-                context.policy_get_digest(trial)
-            })
+            signed::trial(context, &values, pin)
         })?;
-        if computed.as_bytes() == expected {
+        if computed == expected {
             return Ok(());
         }
         Err(TpmError::Answer(format!(
             "policy digest {} of a trial session, {} computed",
-            hex::encode(computed.as_bytes()),
+            hex::encode(computed),
             hex::encode(expected)
         )))
     }
 
-    /// The secret that was sealed for `identity`. PCR 23 holds the identity only meanwhile: it is extended with a
+    /// The secret that was sealed for the claim's identity. PCR 23 holds the identity only meanwhile: it is extended with a
     /// constant afterwards, whatever the outcome.
     ///
     /// # Errors
-    /// Sealed by another TPM, in another boot state or for another identity (each says what differs); or the TPM does not
-    /// answer or refuses.
+    /// Sealed by another TPM, in another boot state or for another identity (each says what differs); no signature for the
+    /// present state; no PIN or a wrong one; or the TPM does not answer or refuses.
     pub fn unseal(
         &self,
         sealed: &SealedSecret,
-        identity: &[u8; 32],
+        claim: &Claim<'_>,
     ) -> Result<Zeroizing<Vec<u8>>, TpmError> {
         let (srk, srk_name) = self.srk()?;
         if srk_name != sealed.srk_name {
@@ -253,10 +274,10 @@ impl Tpm {
                 present: hex::encode(srk_name),
             });
         }
-        if sealed.identity.0 != *identity {
+        if sealed.identity.0 != *claim.identity {
             return Err(TpmError::OtherIdentity {
                 sealed: sealed.identity.to_string(),
-                present: hex::encode(identity),
+                present: hex::encode(claim.identity),
             });
         }
         if let Some(pcr) = sealed.pcrs.keys().find(|pcr| **pcr >= IDENTITY_PCR) {
@@ -264,24 +285,31 @@ impl Tpm {
                 "pcrs: {pcr} is not a boot PCR"
             )));
         }
-        let pcrs: Vec<Pcr> = sealed.pcrs.keys().copied().collect();
-        let boot = self.read_pcrs(&pcrs)?;
-        for (pcr, value) in &boot {
-            let before = sealed.pcrs[pcr];
-            if before.0 != *value {
-                return Err(TpmError::PcrDiffers {
-                    pcr: *pcr,
-                    sealed: before.to_string(),
-                    present: hex::encode(value),
-                });
+        let pin = match (sealed.pin, claim.pin) {
+            (true, None) => return Err(TpmError::PinNeeded),
+            (true, Some(pin)) => Some(pin.clone()),
+            (false, _) => None,
+        };
+        let boot = self.read_boot(sealed, claim)?;
+        let approved = match &sealed.signed {
+            Some(signed) => {
+                let present = self.read_pcrs(&signed.pcrs)?;
+                Some(signed.approved(claim.signatures, &present)?)
             }
-        }
-        let policy = policy_digest(&with_identity(&boot, identity));
+            None => None,
+        };
+        let values = with_identity(&boot, claim.identity);
+        let policy = policy(sealed.signed.as_ref(), &values, sealed.pin)?;
         let (public, private) = parse(sealed, policy)?;
         let object = self.run("load the sealed secret", move |context| {
-            load(context, srk, public, private)
+            let object = load(context, srk, public, private)?;
+            if let Some(pin) = pin {
+                context.tr_set_auth(object, pin.auth()?)?;
+            }
+            Ok(object)
         })?;
-        let outcome = self.unseal_as(identity, pcrs, srk, object);
+        let pcrs = values.into_keys().collect();
+        let outcome = self.unseal_as(claim.identity, pcrs, approved, sealed.pin, srk, object);
         let capped = self.extend(IDENTITY_PCR, &Sha256::digest(CAP).into());
         self.run("flush the sealed secret", move |context| {
             context.flush_context(object)
@@ -291,28 +319,65 @@ impl Tpm {
         Ok(secret)
     }
 
+    /// The present values of the boot PCRs, which have to be those of when the secret was sealed.
+    fn read_boot(
+        &self,
+        sealed: &SealedSecret,
+        claim: &Claim<'_>,
+    ) -> Result<BTreeMap<Pcr, PcrValue>, TpmError> {
+        let pcrs: Vec<Pcr> = sealed.pcrs.keys().copied().collect();
+        let boot = self.read_pcrs(&pcrs)?;
+        for (pcr, value) in &boot {
+            let before = sealed.pcrs[pcr];
+            if before.0 != *value {
+                let events = sealed.events.get(pcr).map_or(&[][..], Vec::as_slice);
+                return Err(TpmError::PcrDiffers {
+                    pcr: *pcr,
+                    sealed: before.to_string(),
+                    present: hex::encode(value),
+                    events: differences(events, &claim.log.events_of(*pcr, value)),
+                });
+            }
+        }
+        Ok(boot)
+    }
+
     /// Unseals `object` with `identity` in PCR 23, and leaves it there.
     fn unseal_as(
         &self,
         identity: &[u8; 32],
-        mut pcrs: Vec<Pcr>,
+        pcrs: Vec<Pcr>,
+        approved: Option<Approved>,
+        pin: bool,
         srk: KeyHandle,
         object: ObjectHandle,
     ) -> Result<Zeroizing<Vec<u8>>, TpmError> {
         self.reset(IDENTITY_PCR)?;
         self.extend(IDENTITY_PCR, identity)?;
-        pcrs.push(IDENTITY_PCR);
-        self.run("unseal", move |context| {
-            session::policy(context, SessionType::Policy, |context, policy| {
-                // An empty digest: the TPM takes the PCRs' present values.
-                context.policy_pcr(policy, Digest::default(), selection(&pcrs)?)?;
-                session::salted(context, srk, Protect::Response, |context, session| {
-                    let sessions = (Some(AuthSession::from(policy)), Some(session), None);
-                    let secret = context
-                        .execute_with_sessions(sessions, |context| context.unseal(object))?;
+        let answer = self.answer("unseal", move |context| {
+            session::policy(
+                context,
+                SessionType::Policy,
+                Some(srk),
+                |context, policy| {
+                    if let Some(approved) = approved {
+                        approved.apply(context, policy)?;
+                    }
+                    // An empty digest: the TPM takes the PCRs' present values.
+                    context.policy_pcr(policy, Digest::default(), selection(&pcrs)?)?;
+                    if pin {
+                        context.policy_auth_value(policy)?;
+                    }
+                    let session = Some(AuthSession::from(policy));
+                    let secret =
+                        context.execute_with_session(session, |context| context.unseal(object))?;
                     Ok(Zeroizing::new(secret.as_bytes().to_vec()))
-                })
-            })
+                },
+            )
+        })?;
+        answer.map_err(|error| match pin::refusal(&error) {
+            Some(refusal) => self.pin_error(refusal),
+            None => self.refused("unseal", &error),
         })
     }
 }

@@ -81,15 +81,23 @@ pub(super) fn salted<T>(
     end(context, session, outcome)
 }
 
-/// What `f` gives with a policy session, or with a trial session that only computes a policy's digest. The session ends
-/// whatever the outcome.
+/// What `f` gives with a policy session, or with a trial session that only computes a policy's digest. With `srk` the session
+/// is salted, and encrypts the first parameter of responses. The session ends whatever the outcome.
 pub(super) fn policy<T>(
     context: &mut Context,
     session_type: SessionType,
+    srk: Option<KeyHandle>,
     f: impl FnOnce(&mut Context, PolicySession) -> Result<T>,
 ) -> Result<T> {
-    let session = start(context, None, session_type)?;
-    let outcome = PolicySession::try_from(session).and_then(|session| f(context, session));
+    let session = start(context, srk, session_type)?;
+    let (attributes, mask) = SessionAttributesBuilder::new()
+        .with_continue_session(true)
+        .with_encrypt(srk.is_some())
+        .build();
+    let outcome = context
+        .tr_sess_set_attributes(session, attributes, mask)
+        .and_then(|()| PolicySession::try_from(session))
+        .and_then(|session| f(context, session));
     end(context, session, outcome)
 }
 

@@ -14,7 +14,7 @@ use trustme_config::Config;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::{IMAGE, NEW, Reason, Request, SEALED, SealedVolume, copy, open_dir};
-use crate::tpm::Tpm;
+use crate::tpm::{Claim, FirmwareLog, PcrSignatures, Sealing, Tpm};
 use crate::{kernel, mount};
 
 /// The encrypted directory.
@@ -59,11 +59,14 @@ fn fill(config: &Config, request: &Request<'_>, dir: &Path, target: &Path) -> Re
     let (key, sealed) = {
         let tpm = Tpm::connect(&config.tpm.tcti)?;
         let key = random_key(&tpm)?;
-        let sealed = tpm.seal(
-            key.as_slice(),
-            &config.volumes.pcrs,
-            &request.owner.digest(),
-        )?;
+        let sealing = Sealing {
+            boot_pcrs: &config.volumes.pcrs,
+            identity: &request.owner.digest(),
+            signed: None,
+            pin: None,
+            log: &FirmwareLog::of_this_boot(),
+        };
+        let sealed = tpm.seal(key.as_slice(), &sealing)?;
         (key, sealed)
     };
     let path = dir.join(SEALED);
@@ -104,7 +107,13 @@ pub(super) fn open(
             name: sealed.owner.name,
         });
     }
-    let secret = Tpm::connect(&config.tpm.tcti)?.unseal(&sealed.key, &request.owner.digest())?;
+    let claim = Claim {
+        identity: &request.owner.digest(),
+        pin: None,
+        signatures: &PcrSignatures::default(),
+        log: &FirmwareLog::of_this_boot(),
+    };
+    let secret = Tpm::connect(&config.tpm.tcti)?.unseal(&sealed.key, &claim)?;
     let key: Zeroizing<[u8; KEY_SIZE]> = match secret.as_slice().try_into() {
         Ok(key) => Zeroizing::new(key),
         Err(_) => {

@@ -3,6 +3,7 @@
 mod bundle;
 mod launch;
 mod log;
+mod sealing;
 mod swtpm;
 mod tpm;
 mod volume;

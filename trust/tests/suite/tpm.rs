@@ -1,19 +1,47 @@
 //! The TPM module against swtpm, with tpm2-tools as the independent opinion.
 
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use crate::swtpm::Swtpm;
-use trustme_trust::tpm::{SealedSecret, Tpm, TpmError, extended, policy_digest};
+use trustme_trust::tpm::{
+    Claim, FirmwareLog, PcrSignatures, SealedSecret, Sealing, Tpm, TpmError, extended,
+    policy_digest,
+};
 
-const SECRET: &[u8; 64] = b"0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
-const IDENTITY: [u8; 32] = [0x11; 32];
+pub const SECRET: &[u8; 64] = b"0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+pub const IDENTITY: [u8; 32] = [0x11; 32];
 
-fn connect(swtpm: &Swtpm) -> Tpm {
+pub fn connect(swtpm: &Swtpm) -> Tpm {
     Tpm::connect(&swtpm.tcti()).unwrap()
 }
 
+static NO_LOG: LazyLock<FirmwareLog> = LazyLock::new(FirmwareLog::default);
+static NO_SIGNATURES: LazyLock<PcrSignatures> = LazyLock::new(PcrSignatures::default);
+
+/// To these boot PCRs and IDENTITY, nothing else.
+pub fn to(boot_pcrs: &[u8]) -> Sealing<'_> {
+    Sealing {
+        boot_pcrs,
+        identity: &IDENTITY,
+        signed: None,
+        pin: None,
+        log: &NO_LOG,
+    }
+}
+
+/// With this identity and nothing else.
+pub fn with(identity: &[u8; 32]) -> Claim<'_> {
+    Claim {
+        identity,
+        pin: None,
+        signatures: &NO_SIGNATURES,
+        log: &NO_LOG,
+    }
+}
+
 fn sealed(swtpm: &Swtpm, pcrs: &[u8]) -> SealedSecret {
-    connect(swtpm).seal(SECRET, pcrs, &IDENTITY).unwrap()
+    connect(swtpm).seal(SECRET, &to(pcrs)).unwrap()
 }
 
 #[test]
@@ -106,7 +134,7 @@ fn another_kind_of_key_at_the_handle_is_refused() {
         &["-C", "o", "-G", "rsa2048", "-c", "rsa"],
     );
     swtpm.tool("tpm2_evictcontrol", &["-C", "o", "-c", "rsa", "0x81000001"]);
-    let error = connect(&swtpm).seal(SECRET, &[7], &IDENTITY).unwrap_err();
+    let error = connect(&swtpm).seal(SECRET, &to(&[7])).unwrap_err();
     assert_eq!(
         error.to_string(),
         "TPM: the key at 0x81000001 is not a storage root key of the TCG's ECC P-256 template"
@@ -120,7 +148,10 @@ fn a_secret_comes_back_in_the_same_state_only() {
     let json = serde_json::to_string(&sealed).unwrap();
     let sealed: SealedSecret = serde_json::from_str(&json).unwrap();
     let tpm = connect(&swtpm);
-    assert_eq!(tpm.unseal(&sealed, &IDENTITY).unwrap().as_slice(), SECRET);
+    assert_eq!(
+        tpm.unseal(&sealed, &with(&IDENTITY)).unwrap().as_slice(),
+        SECRET
+    );
     let capped = tpm.read_pcrs(&[23]).unwrap()[&23];
     assert_ne!(
         capped,
@@ -128,7 +159,10 @@ fn a_secret_comes_back_in_the_same_state_only() {
         "PCR 23 still holds the identity"
     );
 
-    let error = tpm.unseal(&sealed, &[0x12; 32]).unwrap_err().to_string();
+    let error = tpm
+        .unseal(&sealed, &with(&[0x12; 32]))
+        .unwrap_err()
+        .to_string();
     let expected = format!(
         "sealed for another container: identity {}, this one's is {}",
         "11".repeat(32),
@@ -137,7 +171,10 @@ fn a_secret_comes_back_in_the_same_state_only() {
     assert_eq!(error, expected);
 
     tpm.extend(7, &[1; 32]).unwrap();
-    let error = tpm.unseal(&sealed, &IDENTITY).unwrap_err().to_string();
+    let error = tpm
+        .unseal(&sealed, &with(&IDENTITY))
+        .unwrap_err()
+        .to_string();
     let expected = format!(
         "PCR 7 differs from the sealed value: sealed {}, now {}",
         "00".repeat(32),
@@ -149,7 +186,7 @@ fn a_secret_comes_back_in_the_same_state_only() {
     swtpm.reboot();
     assert_eq!(
         connect(&swtpm)
-            .unseal(&sealed, &IDENTITY)
+            .unseal(&sealed, &with(&IDENTITY))
             .unwrap()
             .as_slice(),
         SECRET
@@ -166,7 +203,7 @@ fn the_tpm_itself_refuses_what_the_file_hides() {
 
     let mut lie = sealed.clone();
     lie.pcrs.get_mut(&7).unwrap().0 = tpm.read_pcrs(&[7]).unwrap()[&7];
-    let error = tpm.unseal(&lie, &IDENTITY).unwrap_err();
+    let error = tpm.unseal(&lie, &with(&IDENTITY)).unwrap_err();
     assert!(
         matches!(&error, TpmError::Malformed(text) if text.starts_with("policy_digest")),
         "{error}"
@@ -175,7 +212,7 @@ fn the_tpm_itself_refuses_what_the_file_hides() {
     let mut identity_pcr = tpm.read_pcrs(&[7]).unwrap();
     identity_pcr.insert(23, extended(&[0; 32], &IDENTITY));
     lie.policy_digest.0 = policy_digest(&identity_pcr);
-    let error = tpm.unseal(&lie, &IDENTITY).unwrap_err();
+    let error = tpm.unseal(&lie, &with(&IDENTITY)).unwrap_err();
     assert!(
         matches!(&error, TpmError::Malformed(text) if text.starts_with("public: policy")),
         "{error}"
@@ -188,7 +225,7 @@ fn the_tpm_itself_refuses_what_the_file_hides() {
         .position(|window| window == sealed.policy_digest.0)
         .unwrap();
     lie.public[place..place + 32].copy_from_slice(&lie.policy_digest.0);
-    let error = tpm.unseal(&lie, &IDENTITY).unwrap_err();
+    let error = tpm.unseal(&lie, &with(&IDENTITY)).unwrap_err();
     assert!(
         matches!(
             error,
@@ -210,7 +247,7 @@ fn any_flipped_byte_of_a_sealed_object_is_refused() {
         let mut flipped = sealed.clone();
         flipped.public[place] ^= 1;
         assert!(
-            tpm.unseal(&flipped, &IDENTITY).is_err(),
+            tpm.unseal(&flipped, &with(&IDENTITY)).is_err(),
             "byte {place} of public"
         );
     }
@@ -218,18 +255,23 @@ fn any_flipped_byte_of_a_sealed_object_is_refused() {
         let mut flipped = sealed.clone();
         flipped.private[place] ^= 1;
         assert!(
-            tpm.unseal(&flipped, &IDENTITY).is_err(),
+            tpm.unseal(&flipped, &with(&IDENTITY)).is_err(),
             "byte {place} of private"
         );
     }
-    assert_eq!(tpm.unseal(&sealed, &IDENTITY).unwrap().as_slice(), SECRET);
+    assert_eq!(
+        tpm.unseal(&sealed, &with(&IDENTITY)).unwrap().as_slice(),
+        SECRET
+    );
 }
 
 #[test]
 fn another_tpm_is_named() {
     let sealed = sealed(&Swtpm::start(), &[7]);
     let other = Swtpm::start();
-    let error = connect(&other).unseal(&sealed, &IDENTITY).unwrap_err();
+    let error = connect(&other)
+        .unseal(&sealed, &with(&IDENTITY))
+        .unwrap_err();
     assert!(matches!(error, TpmError::OtherTpm { .. }), "{error}");
 }
 
@@ -271,7 +313,7 @@ fn what_a_killed_program_left_is_flushed() {
     let sealed = sealed(&swtpm, &[7]);
     assert_eq!(
         connect(&swtpm)
-            .unseal(&sealed, &IDENTITY)
+            .unseal(&sealed, &with(&IDENTITY))
             .unwrap()
             .as_slice(),
         SECRET
