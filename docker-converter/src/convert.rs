@@ -84,7 +84,7 @@ impl Conversion {
             self.force,
         )?;
         let images = writer.images();
-        let (tree, layers) = self.read(&image, images, progress)?;
+        let (tree, layers) = read_layers(&image, images, self.max_size, progress)?;
         let image_config = description
             .image_config(&accounts(&tree, &layers, &image.path)?)?
             .to_bytes()
@@ -116,50 +116,51 @@ impl Conversion {
             size: root.size,
         })
     }
+}
 
-    /// Reads all layers, each on a thread of its own, and applies them one after the other.
-    fn read(
-        &self,
-        image: &Image,
-        dir: &Path,
-        progress: Progress,
-    ) -> Result<(Tree, Vec<Blob>), Error> {
-        let bytes = image.layers.iter().map(|layer| layer.blob.size()).sum();
-        let what = format!("reading {} layers", image.layers.len());
-        let bar = progress.step(what, bytes);
-        let budget = Budget::new(self.max_size);
-        let read: Vec<Result<Layer, String>> = image
-            .layers
-            .par_iter()
-            .map(|layer| layer.read(dir, &budget, &bar))
-            .collect();
-        let mut tree = Tree::new();
-        let mut contents = Vec::new();
-        for (number, (packed, read)) in image.layers.iter().zip(read).enumerate() {
-            let wrong = |reason: String| Error::Layer {
-                path: image.path.clone(),
-                number: number + 1,
-                name: packed.name.clone(),
-                reason,
-            };
-            let layer = read.map_err(wrong)?;
-            for entry in layer.entries {
-                let path = String::from_utf8_lossy(&entry.path).into_owned();
-                tree.apply(number as u32, entry)
-                    .map_err(|reason| wrong(format!("entry {path:?}: {reason}")))?;
-            }
-            contents.push(layer.content);
+/// Reads all layers of an image, as many at a time as there are processors, and applies them one after the other. The tree
+/// and the uncompressed layers, for which files without names are made in `dir`.
+///
+/// # Errors
+/// A layer is not as it should be, or the layers or the files have more than `max_size` bytes.
+pub fn read_layers(
+    image: &Image,
+    dir: &Path,
+    max_size: u64,
+    progress: Progress,
+) -> Result<(Tree, Vec<Blob>), Error> {
+    let bytes = image.layers.iter().map(|layer| layer.blob.size()).sum();
+    let what = format!("reading {} layers", image.layers.len());
+    let bar = progress.step(what, bytes);
+    let budget = Budget::new(max_size);
+    let read: Vec<Result<Layer, String>> = image
+        .layers
+        .par_iter()
+        .map(|layer| layer.read(dir, &budget, &bar))
+        .collect();
+    let mut tree = Tree::new();
+    let mut contents = Vec::new();
+    for (number, (packed, read)) in image.layers.iter().zip(read).enumerate() {
+        let wrong = |reason: String| Error::Layer {
+            path: image.path.clone(),
+            number: number + 1,
+            name: packed.name.clone(),
+            reason,
+        };
+        let layer = read.map_err(wrong)?;
+        for entry in layer.entries {
+            let path = String::from_utf8_lossy(&entry.path).into_owned();
+            tree.apply(number as u32, entry)
+                .map_err(|reason| wrong(format!("entry {path:?}: {reason}")))?;
         }
-        match tree.size() {
-            size if size > self.max_size => Err(Error::image(
-                &image.path,
-                format!(
-                    "its files have {size} bytes, at most {} (--max-size)",
-                    self.max_size
-                ),
-            )),
-            _ => Ok((tree, contents)),
-        }
+        contents.push(layer.content);
+    }
+    match tree.size() {
+        size if size > max_size => Err(Error::image(
+            &image.path,
+            format!("its files have {size} bytes, at most {max_size} (--max-size)"),
+        )),
+        _ => Ok((tree, contents)),
     }
 }
 

@@ -137,8 +137,8 @@ impl PackedLayer {
             if let Some(digest) = self.digest.filter(|digest| *digest != self.diff_id) {
                 return Err(mismatch(
                     "diff_id in the image configuration",
-                    self.diff_id,
                     digest,
+                    self.diff_id,
                 ));
             }
             let (entries, diff_id) = list(compressed, None, budget);
@@ -203,6 +203,7 @@ fn list<R: Read>(
         buffer: vec![0; CHUNK],
         start: 0,
         end: 0,
+        failed: false,
     });
     let entries = entries(&mut unpacked, budget);
     (entries, unpacked.into_inner().finish())
@@ -227,6 +228,8 @@ struct Unpacked<'a, R> {
     /// What of the buffer is still to be read.
     start: usize,
     end: usize,
+    /// Whether a read failed: decoders may seem to be at their end after that.
+    failed: bool,
 }
 
 impl<R: Read> Unpacked<'_, R> {
@@ -234,25 +237,34 @@ impl<R: Read> Unpacked<'_, R> {
     fn fill(&mut self) -> io::Result<&[u8]> {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
-            let read = loop {
-                match self.reader.read(&mut self.buffer) {
-                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                    read => break read?,
-                }
-            };
-            let new = &self.buffer[..read];
-            self.budget.take_size(read as u64)?;
-            self.hash.update(new);
-            if let Some(mut copy) = self.copy {
-                copy.write_all(new)?;
-            }
-            self.end = read;
+            let next = self.next_chunk();
+            self.failed |= next.is_err();
+            self.end = next?;
         }
         Ok(&self.buffer[self.start..self.end])
     }
 
+    fn next_chunk(&mut self) -> io::Result<usize> {
+        let read = loop {
+            match self.reader.read(&mut self.buffer) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                read => break read?,
+            }
+        };
+        let new = &self.buffer[..read];
+        self.budget.take_size(read as u64)?;
+        self.hash.update(new);
+        if let Some(mut copy) = self.copy {
+            copy.write_all(new)?;
+        }
+        Ok(read)
+    }
+
     /// Reads to the end, behind the archive's own; the SHA-256 of everything.
     fn finish(mut self) -> io::Result<Digest> {
+        if self.failed {
+            return Err(io::Error::other("it cannot be read to its end"));
+        }
         while !self.fill()?.is_empty() {
             self.start = self.end;
         }

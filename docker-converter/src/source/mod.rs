@@ -4,8 +4,6 @@ mod docker;
 mod files;
 mod oci;
 mod platform;
-#[cfg(test)]
-mod tests;
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;

@@ -40,6 +40,14 @@ pub trait Stream: Read {
     fn skip(&mut self, bytes: u64) -> io::Result<()>;
 }
 
+impl Stream for &[u8] {
+    fn skip(&mut self, bytes: u64) -> io::Result<()> {
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        *self = self.get(bytes..).ok_or(ErrorKind::UnexpectedEof)?;
+        Ok(())
+    }
+}
+
 /// Why an archive cannot be read, and where.
 #[derive(Debug, thiserror::Error)]
 #[error("{}at byte {position}: {reason}", .path.as_ref().map(|path| format!("entry {path:?} ")).unwrap_or_default())]
@@ -543,6 +551,3 @@ fn clean(path: &[u8]) -> Result<Box<[u8]>, String> {
         length => Err(format!("a path of {length} bytes, at most {MAX_PATH}")),
     }
 }
-
-#[cfg(test)]
-mod tests;

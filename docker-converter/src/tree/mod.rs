@@ -5,8 +5,6 @@
 
 mod apply;
 mod resolve;
-#[cfg(test)]
-mod tests;
 
 use std::collections::{BTreeMap, HashSet};
 use std::convert::Infallible;
