@@ -100,7 +100,7 @@ impl Plan<'_> {
         })?;
         write_whole(&creation.dir().join(CONFIG_FILE), &config)?;
 
-        mounts::adapt(&mut spec, &cgroups)?;
+        let step = mounts::adapt(&mut spec, &cgroups)?;
         let channel = (process.terminal() == Some(true))
             .then(terminal::Channel::new)
             .transpose()?;
@@ -117,7 +117,8 @@ impl Plan<'_> {
             preserve_fds: self.preserve_fds,
             no_pivot: self.no_pivot,
             new_keyring: !self.no_new_keyring,
-            program: Program::new(self.signals, false),
+            step,
+            program: Program::new(self.signals),
         };
         let created = request.create(spec)?;
         let pid = created.pid;

@@ -62,7 +62,54 @@ pub fn read_config(dir: &Path) -> Result<Vec<u8>> {
 /// # Errors
 /// Names the file, line and column of what is wrong.
 pub fn parse(bytes: &[u8], dir: &Path) -> Result<Spec> {
-    serde_json::from_slice(bytes).with_context(|| dir.join("config.json").display().to_string())
+    let name = || dir.join("config.json").display().to_string();
+    if !names_scheduler_flags(bytes) {
+        return serde_json::from_slice(bytes).with_context(name);
+    }
+    let mut json: serde_json::Value = serde_json::from_slice(bytes).with_context(name)?;
+    if let Some(process) = json.get_mut("process") {
+        respell_scheduler_flags(process);
+    }
+    serde_json::from_value(json).with_context(name)
+}
+
+/// Parses a process that was read from `file`, of `exec --process`.
+///
+/// # Errors
+/// Names the file, line and column of what is wrong.
+pub fn parse_process(bytes: &[u8], file: &Path) -> Result<Process> {
+    let name = || file.display().to_string();
+    if !names_scheduler_flags(bytes) {
+        return serde_json::from_slice(bytes).with_context(name);
+    }
+    let mut json: serde_json::Value = serde_json::from_slice(bytes).with_context(name)?;
+    respell_scheduler_flags(&mut json);
+    serde_json::from_value(json).with_context(name)
+}
+
+/// Flags of the specification that oci-spec 0.10 knows by another name only.
+const SCHEDULER_FLAGS: [(&str, &str); 2] = [
+    ("SCHED_FLAG_RESET_ON_FORK", "SCHED_RESET_ON_FORK"),
+    ("SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_D_L_OVERRUN"),
+];
+
+fn names_scheduler_flags(bytes: &[u8]) -> bool {
+    let prefix = b"SCHED_FLAG_";
+    bytes.windows(prefix.len()).any(|window| window == prefix)
+}
+
+fn respell_scheduler_flags(process: &mut serde_json::Value) {
+    let flags = process.pointer_mut("/scheduler/flags");
+    for flag in flags
+        .and_then(|flags| flags.as_array_mut())
+        .into_iter()
+        .flatten()
+    {
+        let known = SCHEDULER_FLAGS.iter().find(|(name, _)| flag == name);
+        if let Some((_, name)) = known {
+            *flag = (*name).into();
+        }
+    }
 }
 
 /// Checks what the specification demands of a configuration before anything is made of it.
@@ -94,7 +141,6 @@ pub fn check(spec: &Spec) -> Result<()> {
     {
         bail!("mount of {:?} has no destination", mount.source());
     }
-    refuse_id_mapped(spec)?;
     refuse_twice_named_namespaces(spec)?;
     libcontainer::validator::Validator::validate_spec(spec)?;
     let syscall = libcontainer::syscall::syscall::create_syscall();
@@ -121,25 +167,6 @@ fn refuse_twice_named_namespaces(spec: &Spec) -> Result<()> {
             bail!("linux.namespaces: {name} is named twice");
         }
         kinds.push(kind);
-    }
-    Ok(())
-}
-
-/// libcontainer would mount it without the mapping (docs/libcontainer.md).
-fn refuse_id_mapped(spec: &Spec) -> Result<()> {
-    for mount in spec.mounts().iter().flatten() {
-        let asked = |option: &String| option == "idmap" || option == "ridmap";
-        let mapped = [mount.uid_mappings(), mount.gid_mappings()];
-        if mount.options().iter().flatten().any(asked)
-            || mapped
-                .iter()
-                .any(|list| list.as_ref().is_some_and(|list| !list.is_empty()))
-        {
-            bail!(
-                "mount of {}: id-mapped mounts are not supported",
-                mount.destination().display()
-            );
-        }
     }
     Ok(())
 }
@@ -210,10 +237,6 @@ pub fn adapt(spec: &mut Spec, bundle: &Path, id: &str) -> Result<()> {
 
 /// Rewrites what libcontainer would take differently from runc in a process.
 pub fn adapt_process(process: &mut Process) {
-    // libcontainer takes "false" for "set, so load seccomp after the capabilities are gone", which the kernel refuses.
-    if process.no_new_privileges() == Some(false) {
-        process.set_no_new_privileges(None);
-    }
     let env = process.env_mut().get_or_insert_default();
     if !env.iter().any(|entry| {
         entry
@@ -278,6 +301,33 @@ mod tests {
     }
 
     #[test]
+    fn scheduler_flags_have_the_names_of_the_specification() {
+        let mut json = minimal();
+        json["process"]["scheduler"] = serde_json::json!({
+            "policy": "SCHED_OTHER",
+            "flags": ["SCHED_FLAG_RESET_ON_FORK", "SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_KEEP_POLICY"],
+        });
+        let spec = parse(json.to_string().as_bytes(), Path::new("/b")).unwrap();
+        let process = spec.process().clone().unwrap();
+        assert_eq!(
+            process
+                .scheduler()
+                .as_ref()
+                .unwrap()
+                .flags()
+                .as_ref()
+                .unwrap()
+                .len(),
+            3
+        );
+        let alone = json["process"].to_string();
+        assert_eq!(
+            parse_process(alone.as_bytes(), Path::new("p")).unwrap(),
+            process
+        );
+    }
+
+    #[test]
     fn wrong_properties_are_named() {
         check(&spec(minimal())).unwrap();
         for (pointer, value, expected) in [
@@ -296,11 +346,6 @@ mod tests {
                 serde_json::json!([{"type": "mount"}, {"type": "uts"}, {"type": "mount"}]),
                 "\"mount\" is named twice",
             ),
-            (
-                "/mounts",
-                serde_json::json!([{"destination": "/m", "source": "/tmp", "options": ["bind", "idmap"]}]),
-                "mount of /m: id-mapped",
-            ),
         ] {
             let mut json = minimal();
             *json.pointer_mut(pointer).unwrap() = value;
@@ -314,7 +359,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("rootfs")).unwrap();
         let mut json = minimal();
-        json["process"]["noNewPrivileges"] = false.into();
         json["linux"]["rootfsPropagation"] = "rslave".into();
         let mut spec = spec(json);
         adapt(&mut spec, dir.path(), "abc").unwrap();
@@ -322,7 +366,6 @@ mod tests {
         assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new("/abc")));
         assert_eq!(linux.rootfs_propagation().as_deref(), Some("slave"));
         let process = spec.process().as_ref().unwrap();
-        assert_eq!(process.no_new_privileges(), None);
         assert!(
             process
                 .env()

@@ -9,12 +9,15 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use oci_spec::runtime::LinuxResources;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::sys;
 
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+/// The limit of swap alone, with v2.
+const SWAP_MAX: &str = "memory.swap.max";
 /// linux/magic.h
 const CGROUP2_SUPER_MAGIC: u64 = 0x6367_7270;
 
@@ -155,6 +158,22 @@ impl Cgroups {
     /// True with cgroup v2.
     pub fn is_unified(&self) -> bool {
         self.dirs.iter().all(|dir| dir.controller.is_empty())
+    }
+
+    /// The limits with what libcgroups would leave out: with v2 it takes "no swap beyond the memory" for no limit.
+    pub fn completed(&self, resources: &LinuxResources) -> LinuxResources {
+        let mut resources = resources.clone();
+        let no_swap = resources.memory().as_ref().is_some_and(|memory| {
+            memory.limit().is_some_and(|limit| limit > 0) && memory.limit() == memory.swap()
+        });
+        // Absent where the kernel does not account for swap.
+        let present = |dir: &CgroupDir| dir.path.join(SWAP_MAX).exists();
+        if no_swap && self.is_unified() && self.dirs.first().is_some_and(present) {
+            let mut unified = resources.unified().clone().unwrap_or_default();
+            unified.entry(SWAP_MAX.into()).or_insert("0".into());
+            resources.set_unified(Some(unified));
+        }
+        resources
     }
 
     /// The processes in the cgroup and below it.

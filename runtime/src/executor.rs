@@ -1,120 +1,104 @@
-//! The last steps inside of the container: find the program, wait for `start` (libcontainer does), execute it.
+//! The last step inside of the container: find the program and execute it.
 //!
-//! In place of libcontainer's default executor, for runc's error texts (engines derive exit codes 126 and 127 from
-//! them), the environment in its order, and signals as the container's program expects them.
+//! With runc's error texts (engines derive exit codes 126 and 127 from them), the environment in its order, and signals as
+//! the container's program expects them.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::ffi::CString;
 use std::io;
 use std::path::Path;
 
-use libcontainer::workload::{
-    Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
-};
+use anyhow::{Context, Result, anyhow};
 use nix::sys::signal::SigSet;
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::Process;
 
 use crate::bundle::HOME_TO_BE_FOUND;
 use crate::{log, sys};
 
 /// Executes the container's program.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Program {
     /// The signal mask that the program starts with.
-    pub signals: SigSet,
-    /// Kill the process if the runtime is killed before the program is executed: for `exec`, whose runtime waits.
-    pub die_with_runtime: bool,
+    signals: SigSet,
+    /// Number of sockets that the caller has passed for socket activation (sd_listen_fds(3)).
+    listen_fds: u32,
     /// Where the program was found.
     found: RefCell<Option<CString>>,
-    /// The environment that libcontainer wants to be set.
-    env: RefCell<HashMap<String, String>>,
 }
 
 impl Program {
-    /// An executor that gives its program the signal mask `signals`.
-    pub fn new(signals: SigSet, die_with_runtime: bool) -> Self {
+    /// One that gives its program the signal mask `signals`, and the sockets that this process was given.
+    pub fn new(signals: SigSet) -> Self {
+        let listen_fds = std::env::var("LISTEN_FDS").ok();
         Self {
             signals,
-            die_with_runtime,
+            listen_fds: listen_fds.and_then(|text| text.parse().ok()).unwrap_or(0),
             found: RefCell::default(),
-            env: RefCell::default(),
         }
     }
 
-    fn execute(&self, process: &Process) -> io::Result<()> {
-        let path = self.found.take().ok_or(io::ErrorKind::InvalidInput)?;
-        let args = process.args().as_deref().unwrap_or_default();
-        let args = args
-            .iter()
-            .map(|arg| CString::new(arg.as_str()))
-            .collect::<Result<Vec<_>, _>>()?;
-        let env = environment(
-            process.env().as_deref().unwrap_or_default(),
-            &self.env.take(),
-            process.user().uid(),
-        );
-        let env = env
-            .into_iter()
-            .map(CString::new)
-            .collect::<Result<Vec<_>, _>>()?;
-        if let Some(label) = process.selinux_label() {
-            std::fs::write("/proc/thread-self/attr/exec", label)?;
-        }
-        log::end_trace();
-        sys::default_sigpipe();
-        self.signals.thread_set_mask()?;
-        if self.die_with_runtime {
-            rustix::process::set_parent_process_death_signal(None)?;
-        }
-        match nix::unistd::execve(&path, &args, &env) {
-            Err(err) => Err(err.into()),
-            Ok(never) => match never {},
-        }
+    /// Number of descriptors after standard error that are passed for socket activation.
+    pub fn listen_fds(&self) -> u32 {
+        self.listen_fds
     }
-}
 
-impl Executor for Program {
-    fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
-        let error = |text: String| ExecutorValidationError::ArgValidationError(text);
-        let process = spec
-            .process()
-            .as_ref()
-            .ok_or_else(|| error("no process".into()))?;
-        let args = process.args().as_deref().unwrap_or_default();
-        let name = args
-            .first()
-            .ok_or_else(|| error("args must not be empty".into()))?;
-        if self.die_with_runtime {
-            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
-                .map_err(|err| error(format!("cannot ask for a signal: {err}")))?;
+    /// Finds the program, as the user and with the capabilities that it is to run with. `die_with_runtime`: from here on,
+    /// this process is killed if its parent ends before the program is executed.
+    ///
+    /// # Errors
+    /// There is no such program, or it may not be executed: in runc's words.
+    pub fn find(&self, process: &Process, die_with_runtime: bool) -> Result<()> {
+        if die_with_runtime {
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
         }
+        let args = process.args().as_deref().unwrap_or_default();
+        let name = args.first().context("args must not be empty")?;
         let path = find(name, process.env().as_deref().unwrap_or_default())
-            .map_err(|reason| error(format!("exec: {name:?}: {reason}")))?;
+            .map_err(|reason| anyhow!("exec: {name:?}: {reason}"))?;
         self.found.replace(Some(path));
         Ok(())
     }
 
-    fn setup_envs(&self, envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
-        self.env.replace(envs);
-        Ok(())
+    /// The environment of the program, in the order of the configuration.
+    pub fn environment(&self, process: &Process) -> Vec<String> {
+        let wanted = process.env().as_deref().unwrap_or_default();
+        environment(wanted, self.listen_fds, process.user().uid())
     }
 
-    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        let process = spec.process().as_ref().ok_or(ExecutorError::InvalidArg)?;
-        let name = process
-            .args()
-            .as_deref()
-            .unwrap_or_default()
-            .first()
-            .cloned()
-            .unwrap_or_default();
-        self.execute(process).map_err(|err| {
-            let text = format!("exec {name}: {}", plain(&err));
-            // The runtime may be gone by now: the container's own log is the place where this is seen.
-            eprintln!("{text}");
-            ExecutorError::Other(text)
-        })
+    /// Executes the program. Returns only if that fails.
+    ///
+    /// # Errors
+    /// As execve(2).
+    pub fn execute(&self, process: &Process, die_with_runtime: bool) -> Result<()> {
+        let args = process.args().as_deref().unwrap_or_default();
+        let name = args.first().cloned().unwrap_or_default();
+        let Err(err) = self.replace_process(process, die_with_runtime);
+        let text = format!("exec {name}: {}", plain(&err));
+        // The runtime may be gone by now: the container's own log is the place where this is seen.
+        eprintln!("{text}");
+        Err(anyhow!(text))
+    }
+
+    fn replace_process(
+        &self,
+        process: &Process,
+        die_with_runtime: bool,
+    ) -> io::Result<std::convert::Infallible> {
+        let path = self.found.take().ok_or(io::ErrorKind::InvalidInput)?;
+        let strings = |list: &[String]| -> Result<Vec<CString>, _> {
+            list.iter()
+                .map(|text| CString::new(text.as_str()))
+                .collect()
+        };
+        let args = strings(process.args().as_deref().unwrap_or_default())?;
+        let env = strings(&self.environment(process))?;
+        log::end_trace();
+        sys::default_sigpipe();
+        self.signals.thread_set_mask()?;
+        if die_with_runtime {
+            rustix::process::set_parent_process_death_signal(None)?;
+        }
+        Ok(nix::unistd::execve(&path, &args, &env)?)
     }
 }
 
@@ -162,11 +146,7 @@ fn plain(err: &io::Error) -> String {
 }
 
 /// The environment in the order of the configuration; of a name that is set twice the last counts.
-fn environment(
-    wanted: &[String],
-    from_libcontainer: &HashMap<String, String>,
-    uid: u32,
-) -> Vec<String> {
+fn environment(wanted: &[String], listen_fds: u32, uid: u32) -> Vec<String> {
     let name_of = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
     let mut env: Vec<String> = Vec::with_capacity(wanted.len() + 2);
     for (at, entry) in wanted.iter().enumerate() {
@@ -179,13 +159,10 @@ fn environment(
             _ => env.push(entry.clone()),
         }
     }
-    // What it adds by itself: the variables of socket activation.
-    for name in ["LISTEN_FDS", "LISTEN_PID"] {
-        if let Some(value) = from_libcontainer.get(name)
-            && !env.iter().any(|entry| name_of(entry) == name)
-        {
-            env.push(format!("{name}={value}"));
-        }
+    if listen_fds > 0 {
+        env.retain(|entry| !["LISTEN_FDS", "LISTEN_PID"].contains(&name_of(entry).as_str()));
+        env.push(format!("LISTEN_FDS={listen_fds}"));
+        env.push("LISTEN_PID=1".to_owned());
     }
     env
 }
@@ -241,9 +218,11 @@ mod tests {
     fn the_environment_keeps_its_order() {
         let home = format!("HOME={HOME_TO_BE_FOUND}");
         let wanted = strings(&["B=1", "A=2", "B=3", &home]);
-        let added = HashMap::from([("LISTEN_FDS".to_owned(), "2".to_owned())]);
-        let env = environment(&wanted, &added, 0);
-        assert_eq!(env, ["A=2", "B=3", "HOME=/root", "LISTEN_FDS=2"]);
+        let env = environment(&wanted, 2, 0);
+        assert_eq!(
+            env,
+            ["A=2", "B=3", "HOME=/root", "LISTEN_FDS=2", "LISTEN_PID=1"]
+        );
     }
 
     #[test]

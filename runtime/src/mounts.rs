@@ -1,30 +1,25 @@
 //! What libcontainer 0.7 leaves undone with mounts, done around it (docs/libcontainer.md says what and why).
 //!
 //! Cgroup mounts (v1) are replaced by bind mounts of the container's own cgroups, which keep their options. The rest is
-//! a step after the mounts and before the change of the root: this program, called as the first createContainer hook,
-//! inside of the container's mount namespace. Only configurations that need the step have it.
+//! a step after the mounts and before the change of the root, which jail.rs calls.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use oci_spec::runtime::{HookBuilder, Mount, MountBuilder, Spec};
+use oci_spec::runtime::{Mount, MountBuilder, Spec};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, OpenTreeFlags};
-use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Cgroups;
 use crate::tree;
-
-/// First argument of this program when it is called for the step.
-pub const STEP_ARGUMENT: &str = "@mounts";
 
 /// Where cgroup v1 hierarchies are mounted on the host.
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 
 /// The step after the mounts.
-#[derive(Debug, Default, Deserialize, Serialize)]
+#[derive(Debug, Default)]
 pub struct Step {
     rootfs: PathBuf,
     /// tmpfs mounts that get what the image has in their place (runc's option `tmpcopyup`).
@@ -35,20 +30,16 @@ pub struct Step {
     read_only: Vec<PathBuf>,
 }
 
-/// Rewrites the mounts of a specification, and adds the step to it if one is needed.
+/// Rewrites the mounts of a specification; returns what is left to do after the mounts.
 ///
 /// # Errors
 /// If the root file system cannot be read.
-pub fn adapt(spec: &mut Spec, cgroups: &Cgroups) -> Result<()> {
+pub fn adapt(spec: &mut Spec, cgroups: &Cgroups) -> Result<Step> {
     let rootfs = spec
         .root()
         .as_ref()
         .map(|root| root.path().clone())
         .unwrap_or_default();
-    let terminal = spec
-        .process()
-        .as_ref()
-        .is_some_and(|process| process.terminal() == Some(true));
     let mut step = Step {
         rootfs,
         ..Step::default()
@@ -59,34 +50,17 @@ pub fn adapt(spec: &mut Spec, cgroups: &Cgroups) -> Result<()> {
             mounts.extend(cgroup_mounts(&mount, cgroups)?);
             continue;
         }
-        step.take_over(&mut mount, terminal)?;
+        step.take_over(&mut mount)?;
         mounts.push(mount);
     }
     spec.set_mounts(Some(mounts));
     step.prefer_private_root(spec);
-    if step.copy_up.is_empty() && step.propagation.is_empty() && step.read_only.is_empty() {
-        return Ok(());
-    }
-    let hook = HookBuilder::default()
-        .path("/proc/self/exe")
-        .args(vec![
-            "trustme".to_owned(),
-            STEP_ARGUMENT.to_owned(),
-            serde_json::to_string(&step)?,
-        ])
-        .build()?;
-    let mut hooks = spec.hooks().clone().unwrap_or_default();
-    hooks
-        .create_container_mut()
-        .get_or_insert_default()
-        .insert(0, hook);
-    spec.set_hooks(Some(hooks));
-    Ok(())
+    Ok(step)
 }
 
 impl Step {
     /// Takes the options from a mount that libcontainer does not handle.
-    fn take_over(&mut self, mount: &mut Mount, terminal: bool) -> Result<()> {
+    fn take_over(&mut self, mount: &mut Mount) -> Result<()> {
         let destination = mount.destination().clone();
         let is_tmpfs = mount.typ().as_deref() == Some("tmpfs");
         let mut options = mount.options().clone().unwrap_or_default();
@@ -109,12 +83,8 @@ impl Step {
         {
             options.push(format!("mode={mode:o}"));
         }
-        // libcontainer mounts /dev writable, for its devices, and leaves it so. It also makes /dev/console later, for
-        // which /dev has to stay writable.
-        if destination == Path::new("/dev")
-            && !terminal
-            && options.iter().any(|option| option == "ro")
-        {
+        // libcontainer mounts /dev writable, for devices, and leaves it so.
+        if destination == Path::new("/dev") && options.iter().any(|option| option == "ro") {
             self.read_only.push(destination);
         }
         mount.set_options(Some(options));
@@ -152,41 +122,31 @@ impl Step {
         }
     }
 
+    /// Mounts that become read-only at the end, once devices and a terminal have been made in them.
+    pub fn read_only(&self) -> &[PathBuf] {
+        &self.read_only
+    }
+
     /// Carries the step out, inside of the container's mount namespace.
-    fn carry_out(&self) -> Result<()> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let rootfs = rustix::fs::open(&self.rootfs, flags, Mode::empty())
-            .context("cannot open the rootfs")?;
+    ///
+    /// # Errors
+    /// If any part of it fails.
+    pub fn carry_out(&self, rootfs: &OwnedFd) -> Result<()> {
         for destination in &self.copy_up {
-            copy_up(&rootfs, destination).with_context(|| {
+            copy_up(rootfs, destination).with_context(|| {
                 format!("cannot copy up the content of {}", destination.display())
             })?;
         }
         for (destination, option) in &self.propagation {
-            let (mount, flags) = (inside(&rootfs, destination)?, propagation_of(option));
+            let (mount, flags) = (inside(rootfs, destination)?, propagation_of(option));
             rustix::mount::mount_change(
                 handle_path(&mount),
                 flags.unwrap_or(MountPropagationFlags::empty()),
             )
             .with_context(|| format!("cannot make {} {option}", destination.display()))?;
         }
-        for destination in &self.read_only {
-            let mount = inside(&rootfs, destination)?;
-            remount_read_only(&mount)
-                .with_context(|| format!("cannot make {} read-only", destination.display()))?;
-        }
         Ok(())
     }
-}
-
-/// Carries out the step that `json` describes.
-///
-/// # Errors
-/// If any part of it fails; the container is not built then.
-pub fn finish(json: &str) -> Result<()> {
-    serde_json::from_str::<Step>(json)
-        .context("step of mounts")?
-        .carry_out()
 }
 
 fn is_cgroup(mount: &Mount) -> bool {
@@ -313,29 +273,6 @@ fn reopen(dir: &OwnedFd) -> Result<OwnedFd> {
     Ok(rustix::fs::openat(dir, ".", flags, Mode::empty())?)
 }
 
-/// Makes a mount read-only and keeps its other flags.
-fn remount_read_only(mount: &OwnedFd) -> Result<()> {
-    use rustix::mount::MountFlags;
-    let now = rustix::fs::fstatvfs(mount)?.f_flag;
-    let flags = [
-        (rustix::fs::StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
-        (rustix::fs::StatVfsMountFlags::NODEV, MountFlags::NODEV),
-        (rustix::fs::StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
-        (rustix::fs::StatVfsMountFlags::NOATIME, MountFlags::NOATIME),
-        (
-            rustix::fs::StatVfsMountFlags::RELATIME,
-            MountFlags::RELATIME,
-        ),
-    ]
-    .into_iter()
-    .filter(|(present, _)| now.contains(*present))
-    .fold(MountFlags::BIND | MountFlags::RDONLY, |flags, (_, flag)| {
-        flags | flag
-    });
-    rustix::mount::mount_remount(handle_path(mount), flags, "")?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use crate::cgroup::CgroupDir;
@@ -376,7 +313,7 @@ mod tests {
             {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro", "nosuid"]},
         ]);
         let mut spec = spec(dir.path(), mounts);
-        adapt(&mut spec, &v1()).unwrap();
+        let step = adapt(&mut spec, &v1()).unwrap();
         let mounts = spec.mounts().clone().unwrap();
         let names: Vec<_> = mounts
             .iter()
@@ -404,7 +341,7 @@ mod tests {
                 );
             }
         }
-        assert!(spec.hooks().is_none(), "no step is needed");
+        assert!(step.propagation.is_empty() && step.read_only.is_empty());
     }
 
     #[test]
@@ -427,8 +364,8 @@ mod tests {
                 })
                 .collect();
             let mut spec = spec(dir.path(), mounts.into());
-            adapt(&mut spec, &v1()).unwrap();
-            assert_eq!(spec.hooks().is_some(), stepped, "{options:?}");
+            let step = adapt(&mut spec, &v1()).unwrap();
+            assert_eq!(!step.propagation.is_empty(), stepped, "{options:?}");
             let propagation = spec.linux().as_ref().unwrap().rootfs_propagation().clone();
             assert_eq!(propagation.as_deref(), root, "{options:?}");
         }
@@ -442,7 +379,7 @@ mod tests {
         std::fs::set_permissions(dir.path().join("t"), PermissionsExt::from_mode(0o1770)).unwrap();
         let mounts = serde_json::json!([{"destination": "/t", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"]}]);
         let mut spec = spec(dir.path(), mounts);
-        adapt(&mut spec, &v1()).unwrap();
+        let step = adapt(&mut spec, &v1()).unwrap();
         assert_eq!(
             spec.mounts().as_ref().unwrap()[0]
                 .options()
@@ -450,7 +387,7 @@ mod tests {
                 .unwrap(),
             ["mode=1770"]
         );
-        assert!(spec.hooks().is_some());
+        assert_eq!(step.copy_up, [Path::new("/t")]);
     }
 
     #[test]

@@ -4,19 +4,14 @@
 //! the specification as a value. So that is what is used here: what was checked is what runs.
 
 use std::ffi::CString;
-use std::fs::File;
-use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd};
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 
 use anyhow::{Context, Result, anyhow, bail};
-use libcontainer::container::{Container, State};
-use libcontainer::notify_socket::{NotifyListener, NotifySocket};
-use libcontainer::process::args::{ContainerArgs, ContainerType};
+use libcontainer::container::State;
 use libcontainer::process::channel::ChannelError;
 use libcontainer::process::intel_rdt::setup_intel_rdt;
-use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::user_ns::UserNamespaceConfig;
 use nix_of_libcontainer::unistd::Pid;
 use oci_spec::runtime::{LinuxIdMapping, Spec};
@@ -26,7 +21,10 @@ use rustix::process::DumpableBehavior;
 
 use crate::cgroup::Cgroups;
 use crate::executor::Program;
-use crate::terminal::Channel;
+use crate::idmap::IdMapped;
+use crate::mounts::Step;
+use crate::spawn::{Blueprint, Kind};
+use crate::terminal::{self, Channel};
 use crate::{log, spawn, sys};
 
 /// What libcontainer needs to know of a process besides its specification.
@@ -50,6 +48,8 @@ pub struct Request<'a> {
     pub no_pivot: bool,
     /// Make a session keyring of its own.
     pub new_keyring: bool,
+    /// What libcontainer leaves undone with the mounts.
+    pub step: Step,
     /// Executes the program.
     pub program: Program,
 }
@@ -70,14 +70,16 @@ impl Request<'_> {
     ///
     /// # Errors
     /// If the container cannot be built as specified.
-    pub fn create(self, spec: Spec) -> Result<Created> {
+    pub fn create(self, mut spec: Spec) -> Result<Created> {
         let user_namespace = UserNamespaceConfig::new(&spec)?;
+        let id_mapped = IdMapped::prepare(&mut spec)?;
+        id_mapped.make_place(self.dir)?;
         let intel_rdt = spec
             .linux()
             .as_ref()
             .and_then(|linux| linux.intel_rdt().clone());
         let id = self.id.to_owned();
-        let pid = self.launch(spec, ContainerType::InitContainer, user_namespace)?;
+        let pid = self.launch(&spec, Kind::Container, user_namespace, id_mapped)?;
         let (intel_rdt, intel_rdt_monitoring) = match intel_rdt {
             Some(wanted) => setup_intel_rdt(Some(&id), &pid, &wanted)?,
             None => (None, None),
@@ -94,21 +96,10 @@ impl Request<'_> {
     ///
     /// # Errors
     /// If the process cannot join, or its program cannot be executed.
-    pub fn join(self, spec: Spec) -> Result<i32> {
-        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        let exec_notify_fd = write.as_raw_fd();
+    pub fn join(self, spec: &Spec) -> Result<i32> {
         let start_socket = self.start_socket;
-        let pid = self.launch(
-            spec,
-            ContainerType::TenantContainer { exec_notify_fd },
-            None,
-        )?;
-        start(start_socket)?;
-        drop(write);
-        // Ends when the program is executed, which closes the other end, or with the reason why it could not be.
-        let mut reason = String::new();
-        File::from(read).read_to_string(&mut reason)?;
-        if !reason.is_empty() {
+        let pid = self.launch(spec, Kind::Join, None, IdMapped::default())?;
+        if let Err(reason) = start(start_socket)? {
             end_children();
             bail!("unable to start container process: {reason}");
         }
@@ -117,42 +108,35 @@ impl Request<'_> {
 
     fn launch(
         self,
-        spec: Spec,
-        kind: ContainerType,
+        spec: &Spec,
+        kind: Kind,
         user_namespace: Option<UserNamespaceConfig>,
+        id_mapped: IdMapped,
     ) -> Result<Pid> {
-        self.prepare(&spec)?;
-        let notify_listener = NotifyListener::new(self.start_socket)?;
-        let rootfs = spec
-            .root()
-            .as_ref()
-            .map(|root| root.path().clone())
-            .unwrap_or_default();
-        let args = ContainerArgs {
-            container_type: kind,
-            syscall: SyscallType::default(),
-            spec: Rc::new(spec),
-            rootfs,
-            console_socket: self.terminal.map(|terminal| terminal.theirs.as_raw_fd()),
-            notify_listener,
-            preserve_fds: self.preserve_fds,
-            container: Some(Container {
-                state: self.state,
-                root: self.dir.to_path_buf(),
-            }),
-            user_ns_config: user_namespace,
-            cgroup_config: self.cgroups.config(self.id),
-            detached: true,
-            executor: Box::new(self.program),
+        self.prepare(spec)?;
+        let listen_fds = i32::try_from(self.program.listen_fds())?;
+        let blueprint = Blueprint {
+            kind,
+            spec,
+            rootfs: spec
+                .root()
+                .as_ref()
+                .map_or(Path::new(""), |root| root.path().as_path()),
+            step: self.step,
+            id_mapped,
+            state_dir: self.dir,
+            state: self.state,
+            cgroups: self.cgroups,
+            id: self.id,
+            user_namespace,
+            start: terminal::listen(self.start_socket)?,
+            console: self.terminal.map(|terminal| terminal.theirs.as_fd()),
+            preserve_fds: self.preserve_fds + listen_fds,
             no_pivot: self.no_pivot,
-            stdin: None,
-            stdout: None,
-            stderr: None,
-            as_sibling: false,
-            pid_file: None,
+            program: self.program,
         };
         let trace = log::begin_trace()?;
-        match spawn::spawn(&args, self.cgroups) {
+        match spawn::spawn(&blueprint) {
             Ok(pid) => Ok(pid),
             Err(err) => {
                 end_children();
@@ -189,14 +173,27 @@ impl Request<'_> {
     }
 }
 
-/// Lets a process that waits at `start_socket` execute its program. The socket is removed: it is of no more use.
+/// Lets a process that waits at `start_socket` execute its program, and waits until it does. The socket is removed: it is
+/// of no more use. Returns the reason if the program could not be executed.
 ///
 /// # Errors
 /// If nobody waits there.
-pub fn start(start_socket: &Path) -> Result<()> {
-    NotifySocket::new(start_socket).notify_container_start()?;
+pub fn start(start_socket: &Path) -> Result<Result<(), String>> {
+    let mut connection = terminal::connect_to(start_socket)?;
+    connection
+        .write_all(&[0])
+        .context("cannot tell the container to start")?;
     std::fs::remove_file(start_socket)
-        .with_context(|| format!("cannot remove {}", start_socket.display()))
+        .with_context(|| format!("cannot remove {}", start_socket.display()))?;
+    // Ends when the program is executed, which closes the other end, or with the reason why it could not be.
+    let mut reason = String::new();
+    match connection.read_to_string(&mut reason) {
+        Ok(_) if reason.is_empty() => Ok(Ok(())),
+        Ok(_) => Ok(Err(reason)),
+        // Killed meanwhile.
+        Err(err) if err.kind() == std::io::ErrorKind::ConnectionReset => Ok(Ok(())),
+        Err(err) => Err(err).context("cannot wait for the start"),
+    }
 }
 
 /// The user of the process, as seen from the host.

@@ -1,43 +1,105 @@
-//! The processes that a container's process comes from, around libcontainer's init process.
+//! The processes that a container's process comes from.
 //!
 //! The runtime forks a stage, which joins the cgroups and enters the user, time and pid namespaces; the stage forks the
-//! init process, as a child of the runtime, and ends. What init does is libcontainer's. This replaces libcontainer's
+//! init process, as a child of the runtime, and ends. What init does is in init.rs. This replaces libcontainer's
 //! main and intermediate process for the cgroups' sake: those write the pid to `cgroup.procs`, for which the kernel
 //! waits until every processor has passed a quiescent state (11 of the 19 ms of a create here), where a thread that
 //! moves itself through `tasks` does not wait; and they know no named hierarchies. docs/libcontainer.md has the figures.
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Write;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 use libcgroups::common::{CgroupManager, ControllerOpt};
+use libcontainer::container::State;
 use libcontainer::namespaces::Namespaces;
 use libcontainer::network::cidr::CidrAddress;
 use libcontainer::network::network_device::dev_change_net_namespace;
-use libcontainer::process::args::{ContainerArgs, ContainerType};
 use libcontainer::process::channel::{
     self, InitReceiver, InitSender, IntermediateReceiver, IntermediateSender, MainReceiver,
     MainSender,
 };
 use libcontainer::process::cpu_affinity::set_cpuset_affinity_from_string;
-use libcontainer::process::init::container_init_process;
+use libcontainer::syscall::syscall::create_syscall;
 use libcontainer::user_ns::UserNamespaceConfig;
 use nix_of_libcontainer::unistd::{Gid, Pid, Uid};
 use oci_spec::runtime::{
     ContainerProcessStateBuilder, ContainerState, ExecCPUAffinity, Linux, LinuxNamespaceType,
-    LinuxResources, LinuxSeccomp, LinuxSeccompAction, SECCOMP_FD_NAME, StateBuilder,
+    LinuxResources, LinuxSeccomp, LinuxSeccompAction, SECCOMP_FD_NAME, Spec, StateBuilder,
 };
 use rustix::process::DumpableBehavior;
 
 use crate::cgroup::Cgroups;
-use crate::{devices, sys, terminal};
+use crate::executor::Program;
+use crate::idmap::IdMapped;
+use crate::mounts::Step;
+use crate::{devices, init, sys, terminal};
 
 /// Name of the process that joins cgroups and namespaces.
 pub const STAGE_NAME: &str = "trustme:[stage]";
 /// Name of the process that becomes the container's, until it executes the container's program.
 pub const INIT_NAME: &str = "trustme:[init]";
+
+/// What kind of process is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The first one of a container.
+    Container,
+    /// One that joins a container.
+    Join,
+}
+
+/// All that the processes need to know.
+#[derive(Debug)]
+pub struct Blueprint<'a> {
+    /// What kind of process is made.
+    pub kind: Kind,
+    /// Its specification.
+    pub spec: &'a Spec,
+    /// Absolute path of the root file system.
+    pub rootfs: &'a Path,
+    /// What libcontainer leaves undone with the mounts.
+    pub step: Step,
+    /// Sources of id-mapped mounts.
+    pub id_mapped: IdMapped,
+    /// State directory of the container.
+    pub state_dir: &'a Path,
+    /// State that hooks and seccomp listeners get.
+    pub state: State,
+    /// Cgroups to put the process into.
+    pub cgroups: &'a Cgroups,
+    /// Container id.
+    pub id: &'a str,
+    /// The mappings of a new user namespace.
+    pub user_namespace: Option<UserNamespaceConfig>,
+    /// Where the process waits for its start.
+    pub start: UnixListener,
+    /// The way on which the terminal comes out.
+    pub console: Option<BorrowedFd<'a>>,
+    /// Number of descriptors after standard error that the process keeps.
+    pub preserve_fds: i32,
+    /// Change the root by a move of the mount.
+    pub no_pivot: bool,
+    /// Executes the program.
+    pub program: Program,
+}
+
+impl Blueprint<'_> {
+    /// The process ends with the runtime until its program is executed: whoever makes it waits for that.
+    pub fn die_with_runtime(&self) -> bool {
+        self.kind == Kind::Join
+    }
+
+    fn linux(&self) -> Result<&Linux> {
+        self.spec
+            .linux()
+            .as_ref()
+            .context("linux property must not be empty")
+    }
+}
 
 /// The ends of the channels that each process keeps.
 struct Channels {
@@ -51,7 +113,7 @@ struct Channels {
 ///
 /// # Errors
 /// The reason why it could not be made, also where it came from inside of the container.
-pub fn spawn(args: &ContainerArgs, cgroups: &Cgroups) -> Result<Pid> {
+pub fn spawn(args: &Blueprint<'_>) -> Result<Pid> {
     let (stage_to_main, mut from_stage) = channel::main_channel()?;
     let (init_to_main, mut from_init) = channel::main_channel()?;
     let mut channels = Channels {
@@ -60,7 +122,7 @@ pub fn spawn(args: &ContainerArgs, cgroups: &Cgroups) -> Result<Pid> {
         to_stage: channel::intermediate_channel()?,
         to_init: channel::init_channel()?,
     };
-    let stage = sys::fork(|| run_stage(args, cgroups, &mut channels)).context("cannot fork")?;
+    let stage = sys::fork(|| run_stage(args, &mut channels)).context("cannot fork")?;
     // Closed here so that the end of the others is seen.
     channels.stage_to_main.close()?;
     channels.init_to_main.close()?;
@@ -68,16 +130,12 @@ pub fn spawn(args: &ContainerArgs, cgroups: &Cgroups) -> Result<Pid> {
     let (mut to_stage, _) = channels.to_stage;
     let (mut to_init, _) = channels.to_init;
 
-    if let Some(config) = &args.user_ns_config {
+    if let Some(config) = &args.user_namespace {
         from_stage.wait_for_mapping_request()?;
         write_mappings(config, stage_pid)?;
         to_stage.mapping_written()?;
     }
-    let linux = args
-        .spec
-        .linux()
-        .as_ref()
-        .context("linux property must not be empty")?;
+    let linux = args.linux()?;
     if let Some(offsets) = time_offsets(linux) {
         from_stage.wait_for_time_offset_request()?;
         std::fs::write(format!("/proc/{stage}/timens_offsets"), offsets)
@@ -87,7 +145,7 @@ pub fn spawn(args: &ContainerArgs, cgroups: &Cgroups) -> Result<Pid> {
     to_stage.close()?;
     let init = from_stage.wait_for_intermediate_ready()?;
 
-    if matches!(args.container_type, ContainerType::InitContainer) && args.spec.hooks().is_some() {
+    if args.kind == Kind::Container && args.spec.hooks().is_some() {
         from_init.wait_for_hook_request()?;
         run_hooks(args, init)?;
         to_init.hook_done()?;
@@ -140,22 +198,16 @@ fn time_offsets(linux: &Linux) -> Option<String> {
 }
 
 /// The hooks that run in the runtime's namespaces, between the container's mounts and the change of its root.
-fn run_hooks(args: &ContainerArgs, init: Pid) -> Result<()> {
-    let (Some(hooks), Some(container)) = (args.spec.hooks(), &args.container) else {
+fn run_hooks(args: &Blueprint<'_>, init: Pid) -> Result<()> {
+    let Some(hooks) = args.spec.hooks() else {
         return Ok(());
     };
     for (name, list) in [
         ("prestart", hooks.prestart()),
         ("createRuntime", hooks.create_runtime()),
     ] {
-        libcontainer::hooks::run_hooks(
-            list.as_ref(),
-            Some(&container.state),
-            None,
-            Some(init),
-            None,
-        )
-        .with_context(|| format!("{name} hook"))?;
+        libcontainer::hooks::run_hooks(list.as_ref(), Some(&args.state), None, Some(init), None)
+            .with_context(|| format!("{name} hook"))?;
     }
     Ok(())
 }
@@ -197,7 +249,7 @@ fn move_network_devices(
 
 /// Hands the descriptor of a filter that notifies to whoever listens (runtime-spec, "Seccomp listener").
 fn pass_seccomp_listener(
-    args: &ContainerArgs,
+    args: &Blueprint<'_>,
     seccomp: &LinuxSeccomp,
     init: Pid,
     from_init: &mut MainReceiver,
@@ -211,24 +263,20 @@ fn pass_seccomp_listener(
     if !notifies {
         return Ok(());
     }
-    let container = args
-        .container
-        .as_ref()
-        .context("no state for the seccomp listener")?;
-    let status = match args.container_type {
-        ContainerType::InitContainer => ContainerState::Creating,
-        ContainerType::TenantContainer { .. } => ContainerState::Running,
+    let status = match args.kind {
+        Kind::Container => ContainerState::Creating,
+        Kind::Join => ContainerState::Running,
     };
     let state = StateBuilder::default()
-        .version(container.state.oci_version.clone())
-        .id(container.state.id.clone())
+        .version(args.state.oci_version.clone())
+        .id(args.state.id.clone())
         .status(status)
         .pid(init.as_raw())
-        .bundle(container.state.bundle.clone())
-        .annotations(container.state.annotations.clone().unwrap_or_default())
+        .bundle(args.state.bundle.clone())
+        .annotations(args.state.annotations.clone().unwrap_or_default())
         .build()?;
     let message = ContainerProcessStateBuilder::default()
-        .version(container.state.oci_version.clone())
+        .version(args.state.oci_version.clone())
         .fds(vec![SECCOMP_FD_NAME.to_owned()])
         .pid(init.as_raw())
         .metadata(seccomp.listener_metadata().clone().unwrap_or_default())
@@ -245,10 +293,10 @@ fn pass_seccomp_listener(
 }
 
 /// What the stage does; its exit code.
-fn run_stage(args: &ContainerArgs, cgroups: &Cgroups, channels: &mut Channels) -> i32 {
+fn run_stage(args: &Blueprint<'_>, channels: &mut Channels) -> i32 {
     // A name is a convenience.
     let _ = sys::set_name(STAGE_NAME);
-    match stage(args, cgroups, channels) {
+    match stage(args, channels) {
         Ok(()) => 0,
         Err(err) => {
             // If the runtime is gone, nobody wants to know.
@@ -258,23 +306,20 @@ fn run_stage(args: &ContainerArgs, cgroups: &Cgroups, channels: &mut Channels) -
     }
 }
 
-fn stage(args: &ContainerArgs, cgroups: &Cgroups, channels: &mut Channels) -> Result<()> {
+fn stage(args: &Blueprint<'_>, channels: &mut Channels) -> Result<()> {
     let spec = &args.spec;
-    let linux = spec
-        .linux()
-        .as_ref()
-        .context("linux property must not be empty")?;
+    let linux = args.linux()?;
     let process = spec
         .process()
         .as_ref()
         .context("process property must not be empty")?;
-    let syscall = args.syscall.create_syscall();
+    let syscall = create_syscall();
     let namespaces = Namespaces::try_from(linux.namespaces().as_ref())?;
-    let is_init = matches!(args.container_type, ContainerType::InitContainer);
+    let is_init = args.kind == Kind::Container;
 
     let affinity = process.exec_cpu_affinity().as_ref().filter(|_| !is_init);
     set_affinity(affinity.and_then(|wanted: &ExecCPUAffinity| wanted.initial().as_deref()))?;
-    join_cgroups(args, cgroups, linux, is_init)?;
+    join_cgroups(args, linux, is_init)?;
     set_affinity(affinity.and_then(|wanted| wanted.cpu_affinity_final().as_deref()))?;
 
     if let Some(user) = namespaces.get(LinuxNamespaceType::User)? {
@@ -342,17 +387,12 @@ fn set_affinity(cpus: Option<&str>) -> Result<()> {
     }
 }
 
-fn join_cgroups(
-    args: &ContainerArgs,
-    cgroups: &Cgroups,
-    linux: &Linux,
-    is_init: bool,
-) -> Result<()> {
+fn join_cgroups(args: &Blueprint<'_>, linux: &Linux, is_init: bool) -> Result<()> {
+    let cgroups = args.cgroups;
     if !is_init {
         return cgroups.join();
     }
-    let rootless =
-        libcontainer::utils::rootless_required(&*args.syscall.create_syscall()).unwrap_or(false);
+    let rootless = libcontainer::utils::rootless_required(&*create_syscall()).unwrap_or(false);
     if cgroups.is_scope() {
         let manager = cgroup_manager(args)?.with_rootless(rootless);
         manager
@@ -364,6 +404,7 @@ fn join_cgroups(
     let Some(resources) = linux.resources() else {
         return Ok(());
     };
+    let resources = &cgroups.completed(resources);
     limit(&cgroup_manager(args)?.with_rootless(rootless), resources)?;
     match (resources.devices(), cgroups.dirs.first()) {
         // An ordinary user may load no such program, and has no devices to keep anybody from.
@@ -374,9 +415,9 @@ fn join_cgroups(
     }
 }
 
-fn cgroup_manager(args: &ContainerArgs) -> Result<libcgroups::common::AnyCgroupManager> {
+fn cgroup_manager(args: &Blueprint<'_>) -> Result<libcgroups::common::AnyCgroupManager> {
     Ok(libcgroups::common::create_cgroup_manager(
-        args.cgroup_config.clone(),
+        args.cgroups.config(args.id),
     )?)
 }
 
@@ -385,7 +426,11 @@ fn limit(manager: &libcgroups::common::AnyCgroupManager, resources: &LinuxResour
         resources,
         freezer_state: None,
         oom_score_adj: None,
-        disable_oom_killer: false,
+        disable_oom_killer: resources
+            .memory()
+            .as_ref()
+            .and_then(|memory| memory.disable_oom_killer())
+            .unwrap_or(false),
     };
     manager
         .apply(&limits)
@@ -393,25 +438,21 @@ fn limit(manager: &libcgroups::common::AnyCgroupManager, resources: &LinuxResour
 }
 
 /// What becomes the container's process; returns only if that fails.
-fn run_init(args: &ContainerArgs, channels: &mut Channels) -> i32 {
+fn run_init(args: &Blueprint<'_>, channels: &mut Channels) -> i32 {
     let _ = sys::set_name(INIT_NAME);
     let closed = [
         channels.to_init.0.close(),
         channels.to_stage.0.close(),
         channels.stage_to_main.close(),
     ];
-    let result = match closed.into_iter().collect::<Result<(), _>>() {
-        Ok(()) => container_init_process(args, &mut channels.init_to_main, &mut channels.to_init.1)
-            .map_err(|err| err.to_string()),
-        Err(err) => Err(err.to_string()),
-    };
+    let closed = closed.into_iter().collect::<Result<(), _>>();
+    let result = closed
+        .map_err(Into::into)
+        .and_then(|()| init::run(args, &mut channels.init_to_main, &mut channels.to_init.1));
     let Err(reason) = result else {
         return 0;
     };
-    // Told on both ways; the runtime listens on one of them, or is gone.
-    let _ = channels.init_to_main.exec_failed(reason.clone());
-    if let ContainerType::TenantContainer { exec_notify_fd } = args.container_type {
-        let _ = File::from(sys::own(exec_notify_fd)).write_all(reason.as_bytes());
-    }
+    // If the runtime is gone, nobody wants to know.
+    let _ = channels.init_to_main.exec_failed(format!("{reason:#}"));
     255
 }

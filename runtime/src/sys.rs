@@ -118,6 +118,78 @@ pub fn is_executable(path: &CStr) -> io::Result<()> {
     check(unsafe { libc::access(path.as_ptr(), libc::X_OK) }.into())
 }
 
+/// Sets attributes of a mount, and with `namespace` maps its ids as that user namespace does.
+///
+/// # Errors
+/// As mount_setattr(2).
+pub fn set_mount_attributes(
+    mount: &OwnedFd,
+    set: rustix::mount::MountAttrFlags,
+    namespace: Option<BorrowedFd<'_>>,
+    recursive: bool,
+) -> io::Result<()> {
+    let mut attributes = libc::mount_attr {
+        attr_set: u64::from(set.bits()),
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    if let Some(namespace) = namespace {
+        attributes.attr_set |= libc::MOUNT_ATTR_IDMAP;
+        attributes.userns_fd = namespace.as_raw_fd() as u64;
+    }
+    let mut flags = libc::AT_EMPTY_PATH;
+    if recursive {
+        flags |= libc::AT_RECURSIVE;
+    }
+    // SAFETY: the path is empty and NUL-terminated; the attributes live across the call and are as large as said.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    })
+}
+
+/// struct sched_attr of sched_setattr(2), in its first version.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct SchedulerAttributes {
+    /// Size of the structure; set by [`set_scheduler`].
+    pub size: u32,
+    /// SCHED_OTHER and so on.
+    pub policy: u32,
+    /// SCHED_FLAG_RESET_ON_FORK and so on.
+    pub flags: u64,
+    /// For SCHED_OTHER and SCHED_BATCH.
+    pub nice: i32,
+    /// For SCHED_FIFO and SCHED_RR.
+    pub priority: u32,
+    /// For SCHED_DEADLINE, in nanoseconds.
+    pub runtime: u64,
+    /// For SCHED_DEADLINE, in nanoseconds.
+    pub deadline: u64,
+    /// For SCHED_DEADLINE, in nanoseconds.
+    pub period: u64,
+}
+
+/// Sets this process' scheduling policy.
+///
+/// # Errors
+/// As sched_setattr(2).
+pub fn set_scheduler(attributes: &SchedulerAttributes) -> io::Result<()> {
+    let attributes = SchedulerAttributes {
+        size: size_of::<SchedulerAttributes>() as u32,
+        ..*attributes
+    };
+    // SAFETY: the kernel reads as many bytes as `size` says.
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) })
+}
+
 /// linux/bpf.h: commands of bpf(2), type and attach point of device programs, and the flag that lets several be attached.
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_PROG_ATTACH: libc::c_int = 8;

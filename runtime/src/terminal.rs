@@ -2,7 +2,8 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -117,14 +118,7 @@ pub fn send_to(socket: &Path, master: &OwnedFd) -> Result<()> {
 /// # Errors
 /// If the socket cannot be connected to.
 pub fn send_descriptor(socket: &Path, message: &[u8], descriptor: &OwnedFd) -> Result<()> {
-    let connection = rustix::net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
-    connect(&connection, socket)
-        .with_context(|| format!("cannot connect to {}", socket.display()))?;
+    let connection = connect_to(socket)?;
     let fds = [descriptor.as_fd()];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -150,10 +144,49 @@ fn connect(connection: &OwnedFd, socket: &Path) -> Result<()> {
         )?);
     }
     let handle = rustix::fs::open(socket, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    let short = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&handle));
+    let short = format!("/proc/self/fd/{}", handle.as_raw_fd());
     Ok(rustix::net::connect(
         connection,
         &SocketAddrUnix::new(short.as_bytes())?,
+    )?)
+}
+
+/// A connection to a stream socket, also where its path is too long for an address.
+///
+/// # Errors
+/// If nobody listens there.
+pub fn connect_to(socket: &Path) -> Result<UnixStream> {
+    let connection = stream_socket()?;
+    connect(&connection, socket)
+        .with_context(|| format!("cannot connect to {}", socket.display()))?;
+    Ok(connection.into())
+}
+
+/// Listens on a new socket, also where its path is too long for an address.
+///
+/// # Errors
+/// If it exists, or cannot be made.
+pub fn listen(socket: &Path) -> Result<UnixListener> {
+    let name = || format!("cannot make {}", socket.display());
+    let (Some(dir), Some(file)) = (socket.parent(), socket.file_name()) else {
+        bail!("{}: no name of a socket", socket.display());
+    };
+    let listener = stream_socket()?;
+    let handle = rustix::fs::open(dir, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let short = Path::new("/proc/self/fd")
+        .join(handle.as_raw_fd().to_string())
+        .join(file);
+    rustix::net::bind(&listener, &SocketAddrUnix::new(&short)?).with_context(name)?;
+    rustix::net::listen(&listener, 1).with_context(name)?;
+    Ok(listener.into())
+}
+
+fn stream_socket() -> Result<OwnedFd> {
+    Ok(rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
     )?)
 }
 

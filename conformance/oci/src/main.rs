@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
+use trustme_oci_suite::expectation::Expected;
 use trustme_oci_suite::run::{self, Runtime};
 use trustme_oci_suite::{expectation, private, report, source};
 
@@ -56,7 +57,12 @@ fn run(programs: PathBuf, runtimes: &[Runtime], only: Vec<String>) -> Result<()>
     tests.retain(|test| only.is_empty() || only.contains(test));
     private::enter()?;
     let unified = private::is_unified();
-    let outcomes = run::all(&programs, &tests, runtimes)?;
+    let races: Vec<String> = expected
+        .iter()
+        .filter(|(_, versions)| versions[usize::from(unified)] == Expected::Race)
+        .map(|(test, _)| test.clone())
+        .collect();
+    let outcomes = run::all(&programs, &tests, &races, runtimes)?;
     println!("cgroup v{}", if unified { 2 } else { 1 });
     report::print(&outcomes, runtimes);
     let wrong = expectation::compare(&outcomes, &expected, unified)?;

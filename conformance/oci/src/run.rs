@@ -10,15 +10,13 @@ use anyhow::{Context, Result};
 use trustme_conformance::command;
 
 use crate::private::Scratch;
-use crate::tap::{Outcome, Verdict};
+use crate::tap::Outcome;
 
 /// Whatever test takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(90);
 /// The tests mostly sleep.
 const WORKERS: usize = 4;
-/// These tests decide by a race between the container's program and the next command of the runtime: `kill` comes before
-/// the shell has set its trap, or after `true` has ended. So they get several attempts, with every runtime.
-const RACES: [&str; 2] = ["killsig", "pidfile"];
+/// How often a test is run that decides by a race.
 const ATTEMPTS: usize = 5;
 
 /// These tests use the same cgroups and run one after the other.
@@ -56,12 +54,17 @@ impl std::str::FromStr for Runtime {
 /// The outcomes by test and runtime.
 pub type Outcomes = BTreeMap<String, BTreeMap<String, Outcome>>;
 
-/// Runs every test against every runtime, from the directory `programs`. Containers that the tests leave behind are
+/// Runs every test against every runtime, from the directory `programs`; `races` several times. Containers that the tests leave behind are
 /// removed.
 ///
 /// # Errors
 /// A test cannot be run at all.
-pub fn all(programs: &Path, tests: &[String], runtimes: &[Runtime]) -> Result<Outcomes> {
+pub fn all(
+    programs: &Path,
+    tests: &[String],
+    races: &[String],
+    runtimes: &[Runtime],
+) -> Result<Outcomes> {
     let scratch = Scratch::new()?;
     // The last are taken first: those that have to be alone, as they take longest together.
     let mut jobs: Vec<(&String, &Runtime)> = tests
@@ -80,17 +83,10 @@ pub fn all(programs: &Path, tests: &[String], runtimes: &[Runtime]) -> Result<Ou
                     return Ok(());
                 };
                 let guard = is_exclusive(test).then(|| alone.lock());
-                let attempts = if RACES.contains(&test.as_str()) {
-                    ATTEMPTS
-                } else {
-                    1
-                };
+                let attempts = if races.contains(test) { ATTEMPTS } else { 1 };
                 let mut outcome = one(programs, test, runtime, scratch.path())?;
                 for _ in 1..attempts {
-                    if outcome.verdict == Verdict::Pass {
-                        break;
-                    }
-                    outcome = one(programs, test, runtime, scratch.path())?;
+                    outcome = outcome.or(one(programs, test, runtime, scratch.path())?);
                 }
                 drop(guard);
                 let mut outcomes = outcomes.lock().expect("no worker panics");

@@ -27,6 +27,8 @@ pub struct Outcome {
     pub verdict: Verdict,
     /// The results that count: neither skipped nor to do.
     pub points: Vec<Point>,
+    /// Every attempt came to the same verdict.
+    pub certain: bool,
 }
 
 impl Outcome {
@@ -68,7 +70,21 @@ impl Outcome {
                     .unwrap_or(format!("exit code {code}")),
             ),
         };
-        Self { verdict, points }
+        Self {
+            verdict,
+            points,
+            certain: true,
+        }
+    }
+
+    /// The better one of two attempts.
+    pub fn or(self, other: Self) -> Self {
+        let certain = self.certain && other.certain && self.verdict == other.verdict;
+        let better = match self.verdict {
+            Verdict::Pass => self,
+            _ => other,
+        };
+        Self { certain, ..better }
     }
 
     /// Results that are good in `other` and bad here, by what was looked at.
@@ -152,6 +168,18 @@ mod tests {
                 "{stdout}"
             );
         }
+    }
+
+    #[test]
+    fn the_better_attempt_counts() {
+        let (good, bad) = (
+            Outcome::of(Some(0), "ok 1 - a\n", ""),
+            Outcome::of(Some(0), "not ok 1 - a\n", ""),
+        );
+        let mixed = bad.clone().or(good.clone());
+        assert_eq!((&mixed.verdict, mixed.certain), (&Verdict::Pass, false));
+        assert!(good.clone().or(good).certain);
+        assert_eq!(bad.clone().or(bad.clone()), bad);
     }
 
     #[test]

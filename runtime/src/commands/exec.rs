@@ -17,6 +17,7 @@ use crate::bundle;
 use crate::cgroup::Cgroups;
 use crate::executor::Program;
 use crate::foreground::Signals;
+use crate::mounts::Step;
 use crate::process::{self, Request};
 use crate::root::Root;
 use crate::state::{CONFIG_FILE, Container, Status, write_whole};
@@ -84,9 +85,10 @@ fn execute(args: &Exec, root: &Root) -> Result<u8> {
         preserve_fds: args.preserve_fds,
         no_pivot: false,
         new_keyring: true,
-        program: Program::new(mask, true),
+        step: Step::default(),
+        program: Program::new(mask),
     };
-    let pid = request.join(spec)?;
+    let pid = request.join(&spec)?;
     let master = channel
         .map(|channel| channel.receive(&process, owner))
         .transpose()?;
@@ -119,7 +121,7 @@ fn stored_spec(container: &Container) -> Result<Spec> {
 
 fn read_process(file: &Path) -> Result<Process> {
     let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    serde_json::from_slice(&bytes).with_context(|| file.display().to_string())
+    bundle::parse_process(&bytes, file)
 }
 
 /// The container's process with what the command line changes, as runc does it.

@@ -26,7 +26,8 @@ pub fn start(args: &Start, root: &Root) -> Result<()> {
 /// # Errors
 /// As [`start`].
 pub fn start_created(container: &mut Container) -> Result<()> {
-    process::start(&container.dir.join(START_SOCKET))?;
+    // A program that cannot be executed has said so on the container's standard error, and ended with it (as runc).
+    let _executed = process::start(&container.dir.join(START_SOCKET))?;
     container.record.started = true;
     container.save()?;
     if let Err(err) = hooks::poststart(container) {

@@ -37,6 +37,7 @@ pub fn update(args: &Update, root: &Root) -> Result<()> {
     {
         resources.set_cpu(Some(set_cpu_time(cgroups, cpu)?));
     }
+    let resources = cgroups.completed(&resources);
     let manager = libcgroups::common::create_cgroup_manager(cgroups.config(&container.record.id))?;
     manager.apply(&ControllerOpt {
         resources: &resources,
