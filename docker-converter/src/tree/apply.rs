@@ -12,6 +12,9 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Begins the names of what AUFS kept for itself; engines ignore it.
 const AUFS: &[u8] = b".wh..wh.";
 
+/// On a directory: what is made in it belongs to its group (inode(7)).
+const SET_GROUP_ID: u16 = 0o2000;
+
 impl Tree {
     /// Applies one entry of layer number `layer`. Numbers ascend from 0.
     ///
@@ -70,7 +73,14 @@ impl Tree {
             ));
         }
         let path_length = self.path_length(parent, name)?;
-        let id = self.add(implied_directory(layer, path_length));
+        let mut directory = implied_directory(layer, path_length);
+        // As mkdir(2) does for engines, which make it on a disk.
+        let above = &self.inode(parent).meta;
+        if above.mode & SET_GROUP_ID != 0 {
+            directory.meta.mode |= SET_GROUP_ID;
+            directory.meta.gid = above.gid;
+        }
+        let id = self.add(directory);
         self.link(layer, parent, name, id);
         Ok(id)
     }
