@@ -34,10 +34,12 @@ const TEST: &[&str] = &[
     "e2fsprogs",
     "iproute2",
     "iptables",
+    "kmod",
     "libcap2-bin",
     "openssl",
     "podman",
     "procps",
+    "qemu-system-x86",
     "runc",
     "skopeo",
     // A PKCS#11 token.

@@ -5,6 +5,7 @@ mod build;
 mod fuzz;
 mod oci;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -31,6 +32,15 @@ enum Command {
         /// Run the official OCI validation suite instead, against trustme, runc and crun.
         #[arg(long)]
         oci: bool,
+        /// Run the scenarios of the virtual machine instead (conformance/vm); --only names scenarios or machines.
+        #[arg(long, conflicts_with = "oci")]
+        vm: bool,
+    },
+    /// The virtual machine: `shell` opens a console in it, with our programs in PATH.
+    Vm {
+        /// What to do with it.
+        #[command(subcommand)]
+        action: VmAction,
     },
     /// Measure the built programs against others of their kind.
     Bench {
@@ -50,6 +60,12 @@ enum Command {
     Apt,
 }
 
+#[derive(Debug, Subcommand)]
+enum VmAction {
+    /// A console in the machine; `exit` or Ctrl-A X ends it.
+    Shell,
+}
+
 fn main() -> ExitCode {
     match run(Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -65,6 +81,10 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Demo => trustme_conformance::demo::run(&build::release()?),
         Command::Test { oci: true, .. } => oci::run(),
+        Command::Test { vm: true, only, .. } => vm::test(&only),
+        Command::Vm {
+            action: VmAction::Shell,
+        } => vm::shell(),
         Command::Test { only, .. } => test::run(&only),
         Command::Bench { quick } => {
             let effort = if quick { Effort::Quick } else { Effort::Full };

@@ -59,6 +59,8 @@ const MODULES: &[&str] = &[
     "9pnet_virtio",
     "9p",
     "virtio_blk",
+    // ext4's checksums; its module asks for it by an alias that busybox's modprobe does not follow.
+    "crc32c_generic",
     "overlay",
     "squashfs",
     "erofs",
@@ -75,7 +77,6 @@ const MODULES: &[&str] = &[
     "aesni-intel",
     "tpm_crb",
     "tpm_tis",
-    "efivarfs",
     "vfat",
     "nls_ascii",
     "nls_cp437",
@@ -88,10 +89,11 @@ const LIBRARY_DIRS: &[&str] = &["/usr/lib/x86_64-linux-gnu", "/lib/x86_64-linux-
 /// The guest's PID 1: prepares the root that pivot_root needs (not the initramfs itself) and hands over to the guest program on 9p.
 const INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox --install -s /bin 2>/dev/null
-export PATH=/sbin:/usr/sbin:/bin:/usr/bin DM_DISABLE_UDEV=1 HOME=/root
+export PATH=/sbin:/usr/sbin:/bin:/usr/bin DM_DISABLE_UDEV=1 HOME=/root TPM2TOOLS_TCTI=device:/dev/tpmrm0
 if [ "$1" != second ]; then
     mount -t proc proc /proc; mount -t sysfs sys /sys
     for m in $(cat /modules); do modprobe -q $m; done
+    [ -d /sys/firmware/efi ] && modprobe -q efivarfs
     mkdir /new; mount -t tmpfs -o mode=755,size=80% tmpfs /new
     for d in bin sbin usr lib lib64 etc root init; do cp -a /$d /new/; done
     mkdir -p /new/proc /new/sys /new/dev /new/tmp /new/run /new/var /new/host /new/mnt
@@ -104,24 +106,35 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup; mount -t securityfs securityfs /sys/ker
 [ -d /sys/firmware/efi ] && mount -t efivarfs efivarfs /sys/firmware/efi/efivars
 ip link set lo up
 mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,cache=none host /host || echo "trustme-vm: no 9p"
+# From tmpfs: IMA would read and hash a program on 9p at every start.
+mkdir -p /opt/trustme && cp /host/bin/* /opt/trustme
 if grep -q trustme.shell /proc/cmdline; then
-    export PATH=$PATH:/host/bin PS1='vm# '
+    export PATH=$PATH:/opt/trustme PS1='vm# '
     setsid cttyhack sh
 else
-    /host/bin/trustme-vm-guest /host || echo "trustme-vm: guest program ended with $?"
+    /opt/trustme/trustme-vm-guest /host || echo "trustme-vm: guest program ended with $?"
 fi
 sync
 poweroff -f
 "#;
 
-/// Makes the initramfs, or finds it in `cache`, and returns its path.
+/// An initramfs and the kernel that its modules belong to.
+#[derive(Debug, Clone)]
+pub struct Made {
+    /// The cpio archive.
+    pub path: PathBuf,
+    /// The kernel.
+    pub kernel: Kernel,
+}
+
+/// Makes the initramfs, or finds it in `cache`.
 ///
 /// `own_programs` are built binaries whose shared objects go in; they themselves do not.
 ///
 /// # Errors
 /// Fails when a program, library or module is missing, or writing fails.
-pub fn make(cache: &Path, kernel: &Kernel, own_programs: &[PathBuf]) -> Result<PathBuf> {
-    let files = contents(kernel, own_programs)?;
+pub fn make(cache: &Path, kernel: Kernel, own_programs: &[PathBuf]) -> Result<Made> {
+    let files = contents(&kernel, own_programs)?;
     let mut digest = Sha256::new();
     for (name, content) in &files {
         digest.update(name.as_bytes());
@@ -139,7 +152,7 @@ pub fn make(cache: &Path, kernel: &Kernel, own_programs: &[PathBuf]) -> Result<P
         &hex::encode(digest.finalize())[..16]
     ));
     if path.exists() {
-        return Ok(path);
+        return Ok(Made { path, kernel });
     }
     let staging = tempfile::NamedTempFile::new_in(cache)?;
     let mut archive = Archive::new(std::io::BufWriter::new(staging));
@@ -159,7 +172,7 @@ pub fn make(cache: &Path, kernel: &Kernel, own_programs: &[PathBuf]) -> Result<P
     staging
         .persist(&path)
         .with_context(|| format!("{}: rename", path.display()))?;
-    Ok(path)
+    Ok(Made { path, kernel })
 }
 
 enum Content {
@@ -188,6 +201,11 @@ fn contents(kernel: &Kernel, own_programs: &[PathBuf]) -> Result<BTreeMap<String
     );
     files.insert("root/.keep".into(), Content::Bytes(Vec::new(), 0o644));
     files.insert("bin/busybox".into(), read(Path::new("/bin/busybox"))?);
+    // Where Debian has it.
+    files.insert(
+        "usr/bin/busybox".into(),
+        Content::Link("/bin/busybox".into()),
+    );
     files.insert("sbin/modprobe".into(), Content::Link("/bin/busybox".into()));
     for name in TPM2_NAMES {
         files.insert(format!("usr/bin/{name}"), Content::Link("tpm2".into()));

@@ -9,6 +9,9 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::packages::checked;
 
+/// How long swtpm may take to come up or to end.
+const TPM_LIMIT: Duration = Duration::from_secs(10);
+
 /// How the machine starts its kernel.
 #[derive(Debug, Clone)]
 pub enum Firmware {
@@ -32,9 +35,9 @@ pub enum Firmware {
     },
 }
 
-/// One boot of a machine.
+/// What a machine is switched on with.
 #[derive(Debug)]
-pub struct Boot<'a> {
+pub struct Power<'a> {
     /// How the kernel is started.
     pub firmware: &'a Firmware,
     /// Directory of the software TPM's state; it lasts over boots.
@@ -70,70 +73,41 @@ pub fn new_tpm(state: &Path) -> Result<()> {
     )
 }
 
-impl Boot<'_> {
+impl Power<'_> {
     /// Starts the machine and waits until it powers off; returns how long that took.
     ///
     /// # Errors
-    /// Fails when a program cannot be started, or the machine is still running after the time-out. The console log is complete
-    /// in both cases.
+    /// A program cannot be started, or the machine is still running after the time-out. The console log is complete in both cases.
     pub fn run(&self) -> Result<Duration> {
         let started = Instant::now();
-        let socket_dir = tempfile::tempdir()?;
-        let socket = socket_dir.path().join("swtpm.sock");
-        let mut tpm = Running::start(
-            Command::new("swtpm")
-                .args(["socket", "--tpm2", "--terminate", "--tpmstate"])
-                .arg(format!("dir={}", self.tpm_state.display()))
-                .arg("--ctrl")
-                .arg(format!("type=unixio,path={}", socket.display())),
-        )?;
-        wait_for(&socket, &mut tpm)?;
+        let mut tpm = Tpm::start(self.tpm_state)?;
         let console = File::create(self.console_log)
             .with_context(|| format!("{}", self.console_log.display()))?;
         let mut qemu = Running::start(
-            self.command(&socket)
+            self.command(&tpm.socket)
                 .stdin(Stdio::null())
                 .stdout(console.try_clone()?)
                 .stderr(console),
         )?;
-        let status = qemu
-            .wait(self.timeout)
-            .with_context(|| format!("console: {}", self.console_log.display()))?;
-        ensure!(
-            status.success(),
-            "qemu: {status}; console: {}",
-            self.console_log.display()
-        );
-        // swtpm ends with QEMU and must have written its state before the next boot.
-        tpm.wait(Duration::from_secs(10)).context("swtpm")?;
+        let status = qemu.wait(self.timeout)?;
+        ensure!(status.success(), "qemu: {status}");
+        tpm.ended()?;
         Ok(started.elapsed())
     }
 
     /// Gives the caller's terminal to the machine's console until it powers off.
     ///
     /// # Errors
-    /// As [`Boot::run`], without the time-out.
+    /// As [`Power::run`], without the time-out.
     pub fn interactive(&self) -> Result<()> {
-        let socket_dir = tempfile::tempdir()?;
-        let socket = socket_dir.path().join("swtpm.sock");
-        let mut tpm = Running::start(
-            Command::new("swtpm")
-                .args(["socket", "--tpm2", "--terminate", "--tpmstate"])
-                .arg(format!("dir={}", self.tpm_state.display()))
-                .arg("--ctrl")
-                .arg(format!("type=unixio,path={}", socket.display())),
-        )?;
-        wait_for(&socket, &mut tpm)?;
-        let status = self
-            .command(&socket)
-            .status()
-            .context("qemu-system-x86_64")?;
+        let mut tpm = Tpm::start(self.tpm_state)?;
+        let status = self.command(&tpm.socket).status().context("qemu")?;
         ensure!(status.success(), "qemu: {status}");
-        Ok(())
+        tpm.ended()
     }
 
     fn command(&self, tpm_socket: &Path) -> Command {
-        let mut qemu = Command::new("qemu-system-x86_64");
+        let mut qemu = dying_with_us("qemu-system-x86_64");
         // `-accel kvm` hangs on the machines this runs on: emulation, with a thread per virtual CPU.
         qemu.args([
             "-accel",
@@ -204,7 +178,8 @@ struct Running(Child, String);
 
 impl Running {
     fn start(command: &mut Command) -> Result<Self> {
-        let name = command.get_program().to_string_lossy().into_owned();
+        let program = command.get_args().nth(2).unwrap_or_default();
+        let name = program.to_string_lossy().into_owned();
         Ok(Self(command.spawn().with_context(|| name.clone())?, name))
     }
 
@@ -236,18 +211,54 @@ impl Drop for Running {
     }
 }
 
-fn wait_for(socket: &Path, tpm: &mut Running) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !socket.exists() {
-        if let Some(status) = tpm.0.try_wait()? {
-            bail!("swtpm ended at once: {status}");
+/// A running software TPM.
+struct Tpm {
+    process: Running,
+    socket: PathBuf,
+    // Removed with the value.
+    _dir: tempfile::TempDir,
+}
+
+impl Tpm {
+    fn start(state: &Path) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let socket = dir.path().join("swtpm.sock");
+        let mut process = Running::start(
+            dying_with_us("swtpm")
+                .args(["socket", "--tpm2", "--terminate", "--tpmstate"])
+                .arg(format!("dir={}", state.display()))
+                .arg("--ctrl")
+                .arg(format!("type=unixio,path={}", socket.display()))
+                .stdin(Stdio::null()),
+        )?;
+        let deadline = Instant::now() + TPM_LIMIT;
+        while !socket.exists() {
+            if let Some(status) = process.0.try_wait()? {
+                bail!("swtpm ended at once: {status}");
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "swtpm: no socket after {TPM_LIMIT:?}"
+            );
+            std::thread::sleep(Duration::from_millis(20));
         }
-        ensure!(
-            Instant::now() < deadline,
-            "swtpm: no socket at {} after 10 s",
-            socket.display()
-        );
-        std::thread::sleep(Duration::from_millis(20));
+        Ok(Self {
+            process,
+            socket,
+            _dir: dir,
+        })
     }
-    Ok(())
+
+    /// It ends with QEMU, and must have written its state before the next boot.
+    fn ended(&mut self) -> Result<()> {
+        self.process.wait(TPM_LIMIT)?;
+        Ok(())
+    }
+}
+
+/// A program that is killed when the thread that starts it ends, however that comes about.
+fn dying_with_us(program: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", program]);
+    command
 }

@@ -24,8 +24,6 @@ pub struct Verdict {
     pub failure: Option<String>,
     /// Wall-clock time in the guest, in milliseconds.
     pub milliseconds: u64,
-    /// What the scenario wrote down.
-    pub log: Vec<String>,
 }
 
 impl Verdict {
@@ -34,14 +32,29 @@ impl Verdict {
         share.join("verdicts").join(format!("{scenario}.json"))
     }
 
+    /// Where `scenario` writes down what it does, while it does it.
+    pub fn log_path(share: &Path, scenario: &str) -> PathBuf {
+        share.join("verdicts").join(format!("{scenario}.log"))
+    }
+
     /// Reads the verdict of `scenario`.
     ///
     /// # Errors
-    /// Fails when the guest left none, which means that it died before or in this scenario.
+    /// The guest left none, which means that the machine died before or in this scenario.
     pub fn read(share: &Path, scenario: &str) -> Result<Self> {
         let path = Self::path(share, scenario);
         let bytes = std::fs::read(&path)
             .with_context(|| format!("{scenario}: no verdict at {}", path.display()))?;
         serde_json::from_slice(&bytes).with_context(|| format!("{}", path.display()))
+    }
+
+    /// Writes it below the shared directory.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write(&self, share: &Path) -> Result<()> {
+        let path = Self::path(share, &self.scenario);
+        std::fs::write(&path, serde_json::to_vec_pretty(self)?)
+            .with_context(|| format!("{}", path.display()))
     }
 }

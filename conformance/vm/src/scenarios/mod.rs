@@ -1,20 +1,44 @@
 //! The scenarios, as the guest runs them. Each is a function that fails with the reason; [`all`] lists them by name.
 
+mod container;
+mod devices;
 mod kernel;
+mod lifecycle;
 
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use trustme_conformance::command;
 
-/// What a scenario is given: the shared directory, a directory of its own, and a place to write down what it saw.
-#[derive(Debug)]
-pub struct Guest {
-    /// The directory shared with the host.
-    pub host: PathBuf,
-    /// A fresh directory on tmpfs that is this scenario's own.
-    pub work: PathBuf,
-    log: Vec<String>,
+use crate::verdict::Verdict;
+
+/// The boots, in their order. Those of the machine `secureboot` have one TPM and one disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Boot {
+    /// The machine `direct`.
+    Direct,
+    /// The machine `secureboot`.
+    SecureBoot,
+    /// The same with Secure Boot switched off.
+    SecureBootOff,
+    /// The same with Secure Boot on again.
+    SecureBootAgain,
+}
+
+impl Boot {
+    /// As reports and file names have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::SecureBoot => "secureboot",
+            Self::SecureBootOff => "secureboot-off",
+            Self::SecureBootAgain => "secureboot-again",
+        }
+    }
 }
 
 /// A named scenario.
@@ -24,74 +48,109 @@ pub struct Scenario {
     pub name: &'static str,
     /// What it checks, in one line.
     pub about: &'static str,
+    /// The boot that it runs in.
+    pub boot: Boot,
     /// The check itself.
     pub run: fn(&mut Guest) -> Result<()>,
 }
 
-/// Every scenario there is.
+/// Every scenario there is, in the order in which they run.
 pub fn all() -> Vec<Scenario> {
-    kernel::SCENARIOS.to_vec()
+    [kernel::SCENARIOS, lifecycle::SCENARIOS, devices::SCENARIOS].concat()
+}
+
+/// What a scenario is given: the shared directory, a directory of its own, and a place to write down what it saw.
+#[derive(Debug)]
+pub struct Guest {
+    /// The directory shared with the host.
+    pub host: PathBuf,
+    /// A fresh directory on tmpfs that is this scenario's own.
+    pub work: PathBuf,
+    /// The scenario's name.
+    pub scenario: String,
+    log: File,
 }
 
 impl Guest {
     /// Makes a guest for one scenario, with its own directory below `base`.
     ///
     /// # Errors
-    /// Fails when the directory cannot be made.
+    /// The directory or the log cannot be made.
     pub fn new(host: &Path, base: &Path, scenario: &str) -> Result<Self> {
         let work = base.join(scenario);
-        std::fs::create_dir_all(&work).with_context(|| format!("{}", work.display()))?;
+        fs::create_dir_all(&work).with_context(|| format!("{}", work.display()))?;
+        let log = Verdict::log_path(host, scenario);
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .with_context(|| format!("{}", log.display()))?;
         Ok(Self {
             host: host.to_owned(),
             work,
-            log: Vec::new(),
+            scenario: scenario.to_owned(),
+            log,
         })
     }
 
-    /// Writes a line into the scenario's log.
-    pub fn note(&mut self, line: impl Into<String>) {
-        self.log.push(line.into());
+    /// A program of ours.
+    pub fn program(name: &str) -> PathBuf {
+        Path::new("/opt/trustme").join(name)
     }
 
-    /// The lines written so far.
-    pub fn into_log(self) -> Vec<String> {
-        self.log
+    /// Writes a line into the scenario's log.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn note(&mut self, line: &str) -> Result<()> {
+        writeln!(self.log, "{line}").context("the scenario's log")
     }
 
     /// Runs a program and returns its standard output.
     ///
     /// # Errors
-    /// Fails with the program's standard error when it does not end with 0.
+    /// It fails; its standard error is in the error.
     pub fn run(&mut self, command: &mut Command) -> Result<String> {
-        let (ok, out, err) = self.outcome(command)?;
-        if !ok {
-            bail!("{command:?} failed: {err}{out}");
-        }
-        Ok(out)
+        self.outcome(command)?.ok()
     }
 
     /// Runs a program that must fail, and returns its standard error.
     ///
     /// # Errors
-    /// Fails when the program ends with 0.
+    /// It succeeds.
     pub fn refused(&mut self, command: &mut Command) -> Result<String> {
-        let (ok, out, err) = self.outcome(command)?;
-        if ok {
-            bail!("{command:?} succeeded where it should have been refused: {out}");
-        }
-        Ok(err)
+        self.outcome(command)?.fails()
     }
 
-    fn outcome(&mut self, command: &mut Command) -> Result<(bool, String, String)> {
-        let output = command
-            .output()
-            .with_context(|| format!("{:?}", command.get_program()))?;
-        let out = String::from_utf8_lossy(&output.stdout).into_owned();
-        let err = String::from_utf8_lossy(&output.stderr).into_owned();
-        self.note(format!("{command:?}: {}", output.status));
-        for line in err.lines() {
-            self.note(format!("  stderr: {line}"));
+    /// Runs a program to its end.
+    ///
+    /// # Errors
+    /// It cannot be run.
+    pub fn outcome(&mut self, command: &mut Command) -> Result<command::Ran> {
+        let begin = Instant::now();
+        let ran = command::run(command)?;
+        let seconds = begin.elapsed().as_secs_f64();
+        self.note(&format!("$ {}: {}, {seconds:.1} s", ran.line, ran.status))?;
+        for line in ran.stdout.lines().chain(ran.stderr.lines()) {
+            self.note(&format!("  {line}"))?;
         }
-        Ok((output.status.success(), out, err))
+        Ok(ran)
     }
+}
+
+/// What a file of the kernel's says, without the line feed.
+fn kernel_file(path: impl AsRef<Path>) -> Result<String> {
+    let path = path.as_ref();
+    let text = fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
+    Ok(text.trim_end().to_owned())
+}
+
+/// Fails unless a file of the kernel's says `wanted`.
+fn says(path: impl AsRef<Path>, wanted: &str) -> Result<()> {
+    let path = path.as_ref();
+    let text = kernel_file(path)?;
+    if text != wanted {
+        bail!("{}: {wanted:?} expected, {text:?} found", path.display());
+    }
+    Ok(())
 }

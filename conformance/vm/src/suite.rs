@@ -1,0 +1,177 @@
+//! The host side of the scenarios: boots what they need, collects the verdicts, prints a line for each.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::machine::{self, Firmware, Power};
+use crate::scenarios::{self, Boot, Scenario};
+use crate::verdict::{PLAN, Plan, Verdict};
+use crate::workshop::Workshop;
+
+/// A boot may take this long, scenarios included: three times what was seen.
+const BOOT_LIMIT: Duration = Duration::from_secs(720);
+
+/// Runs all scenarios, or those that are named, or those of the machines that are named.
+///
+/// The boots of `secureboot` belong together: who names a scenario of one runs all.
+///
+/// # Errors
+/// Some fail: the error names them. Or a name is that of none, or a machine cannot be made or does not end.
+pub fn run(workshop: &Workshop, only: &[String]) -> Result<()> {
+    let begin = Instant::now();
+    let mut failed = Vec::new();
+    let boots = chosen(only)?;
+    for (boot, scenarios) in &boots {
+        failed.extend(run_boot(workshop, *boot, scenarios)?);
+    }
+    println!("{:<44} {:>6.1} s", "all", begin.elapsed().as_secs_f64());
+    ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
+    Ok(())
+}
+
+/// The scenarios to run, by their boot.
+fn chosen(only: &[String]) -> Result<BTreeMap<Boot, Vec<Scenario>>> {
+    let all = scenarios::all();
+    for name in only {
+        if !all.iter().any(|s| s.name == name || machine_of(s) == name) {
+            let known: Vec<&str> = all.iter().map(|scenario| scenario.name).collect();
+            bail!(
+                "no such scenario: {name}; there are direct, secureboot, {}",
+                known.join(", ")
+            );
+        }
+    }
+    let named = |s: &Scenario| {
+        only.iter()
+            .any(|name| s.name == name || machine_of(s) == name)
+    };
+    let secure = all.iter().any(|s| s.boot != Boot::Direct && named(s));
+    let mut boots: BTreeMap<Boot, Vec<Scenario>> = BTreeMap::new();
+    for scenario in all {
+        let together = secure && scenario.boot != Boot::Direct;
+        if only.is_empty() || together || named(&scenario) {
+            boots.entry(scenario.boot).or_default().push(scenario);
+        }
+    }
+    Ok(boots)
+}
+
+fn machine_of(scenario: &Scenario) -> &'static str {
+    match scenario.boot {
+        Boot::Direct => "direct",
+        _ => "secureboot",
+    }
+}
+
+/// Runs the scenarios of one boot; the names of those that failed.
+fn run_boot(workshop: &Workshop, boot: Boot, scenarios: &[Scenario]) -> Result<Vec<String>> {
+    let firmware = firmware(workshop, boot)?;
+    let share = workshop.share(boot.name())?;
+    let verdicts = share.join("verdicts");
+    fs::create_dir_all(&verdicts)?;
+    let plan = Plan {
+        scenarios: scenarios.iter().map(|s| s.name.to_owned()).collect(),
+    };
+    fs::write(share.join(PLAN), serde_json::to_vec_pretty(&plan)?)?;
+    let state = workshop
+        .cache()
+        .join(format!("state-{}", machine_of(&scenarios[0])));
+    if matches!(boot, Boot::Direct | Boot::SecureBoot) {
+        new_state(&state)?;
+    }
+    let console = workshop
+        .cache()
+        .join(format!("console-{}.log", boot.name()));
+    let ran = Power {
+        firmware: &firmware,
+        tpm_state: &state.join("tpm"),
+        share: &share,
+        disk: None,
+        console_log: &console,
+        timeout: BOOT_LIMIT,
+    }
+    .run();
+    let mut failed = Vec::new();
+    for scenario in scenarios {
+        let verdict = Verdict::read(&share, scenario.name).unwrap_or_else(|error| Verdict {
+            scenario: scenario.name.to_owned(),
+            failure: Some(format!("{error:#}")),
+            milliseconds: 0,
+        });
+        report(boot, &verdict, &share);
+        if verdict.failure.is_some() {
+            failed.push(scenario.name.to_owned());
+        }
+    }
+    let took = ran.with_context(|| format!("{}; console: {}", boot.name(), console.display()))?;
+    println!(
+        "{:<16} {:<27} {:>6.1} s",
+        boot.name(),
+        "boot to power-off",
+        took.as_secs_f64()
+    );
+    if !failed.is_empty() {
+        println!("console: {}", console.display());
+    }
+    Ok(failed)
+}
+
+fn report(boot: Boot, verdict: &Verdict, share: &Path) {
+    let end = if verdict.failure.is_some() {
+        "  FAILED"
+    } else {
+        ""
+    };
+    let seconds = Duration::from_millis(verdict.milliseconds).as_secs_f64();
+    println!(
+        "{:<16} {:<27} {seconds:>6.1} s{end}",
+        boot.name(),
+        verdict.scenario
+    );
+    if let Some(failure) = &verdict.failure {
+        println!("  {failure}");
+        println!(
+            "  log: {}",
+            Verdict::log_path(share, &verdict.scenario).display()
+        );
+    }
+}
+
+fn firmware(workshop: &Workshop, boot: Boot) -> Result<Firmware> {
+    match boot {
+        Boot::Direct => workshop.direct(""),
+        _ => bail!("not yet"),
+    }
+}
+
+/// A new TPM.
+fn new_state(state: &Path) -> Result<()> {
+    if state.exists() {
+        fs::remove_dir_all(state).with_context(|| format!("{}", state.display()))?;
+    }
+    machine::new_tpm(&state.join("tpm"))
+}
+
+/// Boots the machine `direct` with its console on the caller's terminal and a shell in it.
+///
+/// # Errors
+/// The machine cannot be made, or fails.
+pub fn shell(workshop: &Workshop) -> Result<()> {
+    let firmware = workshop.direct("trustme.shell")?;
+    let share = workshop.share("shell")?;
+    let state = workshop.cache().join("state-shell");
+    new_state(&state)?;
+    Power {
+        firmware: &firmware,
+        tpm_state: &state.join("tpm"),
+        share: &share,
+        disk: None,
+        console_log: Path::new("/dev/null"),
+        timeout: BOOT_LIMIT,
+    }
+    .interactive()
+}

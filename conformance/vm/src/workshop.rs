@@ -1,0 +1,84 @@
+//! Makes the parts of the machines, which are kept in a cache, and the directory that a guest shares.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::initramfs::{self, Made};
+use crate::machine::Firmware;
+use crate::packages;
+
+/// The programs that a guest has in `/host/bin`, and copies to `/opt/trustme`.
+pub const PROGRAMS: &[&str] = &["trustme", "trustme-hook", "trustmectl", "trustme-vm-guest"];
+
+/// The kernel's command line on both machines.
+///
+/// `ima_policy=tcb` fills IMA's list and PCR 10; lockdown and module signatures are what a hardened device has on.
+pub const COMMAND_LINE: &str =
+    "console=ttyS0 quiet panic=-1 ima_policy=tcb module.sig_enforce=1 lockdown=integrity";
+
+/// Where the harness keeps what lasts: kernel, initramfs, images, console logs.
+#[derive(Debug)]
+pub struct Workshop {
+    cache: PathBuf,
+    programs: PathBuf,
+}
+
+impl Workshop {
+    /// Uses `cache` (`<target>/vm`) and the built programs in `programs` (`<target>/release`).
+    ///
+    /// # Errors
+    /// The cache cannot be made.
+    pub fn new(cache: PathBuf, programs: PathBuf) -> Result<Self> {
+        fs::create_dir_all(&cache).with_context(|| format!("{}", cache.display()))?;
+        Ok(Self { cache, programs })
+    }
+
+    /// The cache directory.
+    pub fn cache(&self) -> &Path {
+        &self.cache
+    }
+
+    /// The machine `direct`, with additions to its kernel command line.
+    ///
+    /// # Errors
+    /// The kernel cannot be fetched, or a program is missing.
+    pub fn direct(&self, additions: &str) -> Result<Firmware> {
+        let made = self.initramfs()?;
+        Ok(Firmware::Direct {
+            kernel: made.kernel.image,
+            initramfs: made.path,
+            command_line: format!("{COMMAND_LINE} {additions}"),
+        })
+    }
+
+    /// Kernel and initramfs.
+    ///
+    /// # Errors
+    /// As [`Workshop::direct`].
+    pub fn initramfs(&self) -> Result<Made> {
+        let kernel = packages::kernel(&self.cache)?;
+        let own: Vec<PathBuf> = PROGRAMS.iter().map(|p| self.programs.join(p)).collect();
+        initramfs::make(&self.cache, kernel, &own)
+    }
+
+    /// Makes the directory that guest `name` shares, empty but for the programs in `bin`.
+    ///
+    /// # Errors
+    /// A program has not been built.
+    pub fn share(&self, name: &str) -> Result<PathBuf> {
+        let share = self.cache.join(format!("share-{name}"));
+        if share.exists() {
+            fs::remove_dir_all(&share).with_context(|| format!("{}", share.display()))?;
+        }
+        let bin = share.join("bin");
+        fs::create_dir_all(&bin)?;
+        for name in PROGRAMS {
+            let from = self.programs.join(name);
+            fs::copy(&from, bin.join(name))
+                .with_context(|| format!("{}: has it been built?", from.display()))?;
+        }
+        Ok(share)
+    }
+}
