@@ -138,8 +138,8 @@ pub(crate) struct Chain {
 }
 
 impl Chain {
-    /// Reads certificates in PEM form. Text between them (RFC 7468, section 2) is allowed; everything else must be what an
-    /// encoder of PEM writes, so that no byte of a certificate can be changed unnoticed.
+    /// Reads certificates in PEM form. Text before each (RFC 7468, section 2) is allowed, as `openssl ca` writes it; everything
+    /// else must be what an encoder of PEM writes, so that no byte of a certificate can be changed unnoticed.
     pub(crate) fn parse(pem: &[u8]) -> Result<Self, String> {
         let text = std::str::from_utf8(pem).map_err(|_| "not a text".to_owned())?;
         let mut certificates = Vec::new();
@@ -175,6 +175,9 @@ impl Chain {
                 }
                 (Some(begun), _) => begun.push_str(line),
             }
+        }
+        if !certificates.is_empty() && !text.ends_with("-----END CERTIFICATE-----\n") {
+            return Err("does not end with a certificate".to_owned());
         }
         match (block, certificates.len()) {
             (Some(_), _) => Err("ends within a certificate".to_owned()),

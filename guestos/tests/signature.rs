@@ -361,6 +361,11 @@ fn no_changed_byte_of_signature_or_certificates_is_accepted() {
             "byte {place} of the signature"
         );
     }
+    let described = [b"Certificate:\n    Data:\n", &cert[..]].concat();
+    verify(&sig, &described).unwrap();
+    for grown in ["x", "\n", "x\n", "-----BEGIN CERTIFICATE-----\n"] {
+        assert!(verify(&sig, &[&cert, grown.as_bytes()].concat()).is_err());
+    }
     assert!(verify(&sig[1..], &cert).is_err());
     assert!(verify(&[&sig[..], &[0]].concat(), &cert).is_err());
     assert!(verify(&sig, &cert[..cert.len() / 2]).is_err());
