@@ -228,7 +228,7 @@ fn another_guestos_is_refused(fixtures: &Fixtures) -> Result<Outcome> {
     fs::remove_dir_all(&used.bundle)?;
     let conf = used.machine.install_small(&others)?;
     used.machine.make_bundle(&conf)?;
-    used.refused(&["sealed"])?;
+    used.refused(&["belongs to"])?;
     Ok(Outcome::Passed)
 }
 

@@ -25,12 +25,12 @@ const MAX_CERT: usize = 256 << 10;
 /// How much of an image is read at a time.
 const CHUNK: usize = 1 << 20;
 
-/// Why a bundle, or a part of it, is not accepted. Every message begins with the file.
+/// Why a bundle, or a part of it, is not accepted. Every message begins with the file; the source says more.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BundleError {
     /// A file or directory cannot be opened, read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}", path.display())]
     Io {
         /// The file or directory.
         path: PathBuf,
@@ -38,7 +38,7 @@ pub enum BundleError {
         source: io::Error,
     },
     /// The configuration text is not what it should be.
-    #[error("{}: {source}", path.display())]
+    #[error("{}", path.display())]
     Text {
         /// The configuration text.
         path: PathBuf,
@@ -46,7 +46,7 @@ pub enum BundleError {
         source: TextError,
     },
     /// The signature, its certificates or the anchors.
-    #[error("{}: {source}", path.display())]
+    #[error("{}", path.display())]
     Signature {
         /// The file that is at fault.
         path: PathBuf,
@@ -54,7 +54,7 @@ pub enum BundleError {
         source: SignatureError,
     },
     /// The image configuration is not what it should be.
-    #[error("{}: {source}", path.display())]
+    #[error("{}", path.display())]
     ImageConfig {
         /// The image.
         path: PathBuf,

@@ -6,10 +6,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
-use trustme_guestos::bundle::Bundle;
+use trustme_guestos::bundle::{Bundle, BundleError};
 use trustme_guestos::write::{BundleWriter, replace_file};
 
 const IMAGE: &[u8] = b"what is in the image";
+
+/// What an error and its causes say, as the programs print it.
+fn chain(error: BundleError) -> String {
+    format!("{:#}", anyhow::Error::from(error))
+}
 
 fn digest(program: &str, path: &Path) -> String {
     let output = Command::new(program).arg(path).output().unwrap();
@@ -30,13 +35,13 @@ fn conf(digests: &str) -> String {
 }
 
 fn write(out: &Path, force: bool) -> Result<PathBuf, String> {
-    let writer = BundleWriter::create(out, "web", 3, force).map_err(|error| error.to_string())?;
+    let writer = BundleWriter::create(out, "web", 3, force).map_err(chain)?;
     let image = writer.images().join("root.img");
     fs::write(&image, IMAGE).unwrap();
     let digests = format!("  image_sha2_256: \"{}\"\n", digest("sha256sum", &image));
     writer
         .finish(conf(&digests).as_bytes(), b"sig", b"cert")
-        .map_err(|error| error.to_string())
+        .map_err(chain)
 }
 
 fn names(dir: &Path) -> Vec<String> {
@@ -129,7 +134,7 @@ fn images_that_differ_are_named() {
         bundle
             .verify_image(&bundle.mounts()[0])
             .map(|image| image.size)
-            .map_err(|error| error.to_string())
+            .map_err(chain)
     };
     let of_sha1 = |text: &str| format!("  image_sha1: \"{text}\"\n");
     let of_sha256 = |text: &str| format!("  image_sha2_256: \"{text}\"\n");
@@ -188,11 +193,11 @@ fn file_name_and_text_must_agree() {
     let path = write(dir.path(), false).unwrap();
     let other = dir.path().join("web-4.conf");
     fs::rename(&path, &other).unwrap();
-    let error = Bundle::open(&other).unwrap_err().to_string();
+    let error = chain(Bundle::open(&other).unwrap_err());
     let expected = "it says that it is \"web-3.conf\": file name, name and version must agree";
     assert_eq!(error, format!("{}: {expected}", other.display()));
     symlink(&other, &path).unwrap();
-    let error = Bundle::open(&path).unwrap_err().to_string();
+    let error = chain(Bundle::open(&path).unwrap_err());
     assert_eq!(
         error,
         format!(
@@ -202,7 +207,7 @@ fn file_name_and_text_must_agree() {
     );
     fs::remove_file(&path).unwrap();
     fs::write(&path, vec![b'\n'; (1 << 20) + 1]).unwrap();
-    let error = Bundle::open(&path).unwrap_err().to_string();
+    let error = chain(Bundle::open(&path).unwrap_err());
     assert_eq!(
         error,
         format!("{}: more than 1048576 bytes", path.display())
@@ -218,9 +223,7 @@ fn a_file_is_replaced_at_once() {
     replace_file(&path, b"two").unwrap();
     assert_eq!(fs::read(&path).unwrap(), b"two");
     assert_eq!(names(dir.path()), ["web-3.sig"]);
-    let error = replace_file(&dir.path().join("missing/file"), b"")
-        .unwrap_err()
-        .to_string();
+    let error = chain(replace_file(&dir.path().join("missing/file"), b"").unwrap_err());
     assert!(
         error.ends_with("No such file or directory (os error 2)"),
         "{error}"

@@ -108,7 +108,7 @@ pub(super) fn open(
         Ok(_) => {}
         Err(error) => reasons.push(said(error)),
     }
-    let mounts = Mounts::of(conf, bundle.mounts())?;
+    let mounts = Mounts::of(conf, bundle.mounts()).map_err(after(&reasons))?;
     for mount in &mounts.stored {
         reasons.extend(bundle.verify_image(mount).err().map(said));
     }
@@ -124,7 +124,9 @@ pub(super) fn open(
         Err(reason) if reasons.contains(&reason) => {}
         Err(reason) => reasons.push(reason),
     }
-    let root = Root::open(&bundle, mounts.root, device_prefix, &mut reasons)?;
+    let found = reasons.clone();
+    let root =
+        Root::open(&bundle, mounts.root, device_prefix, &mut reasons).map_err(after(&found))?;
     Ok(GuestOs {
         name: text.name.clone(),
         version: text.version,
@@ -139,6 +141,14 @@ pub(super) fn open(
         volumes: mounts.volumes,
         reasons,
     })
+}
+
+/// For `map_err`: an error that what was found out before may be the cause of, as where the text was changed.
+fn after(reasons: &[String]) -> impl Fn(LaunchError) -> LaunchError {
+    move |error| match reasons {
+        [] => error,
+        reasons => LaunchError::GuestOs(format!("{}; {}", reasons.join("; "), said(error))),
+    }
 }
 
 /// The hardware of this machine, as a GuestOS names it.
