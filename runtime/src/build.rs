@@ -109,7 +109,6 @@ impl Plan<'_> {
         let owner = process::host_uid(&spec);
         let request = Request {
             id: self.id,
-            dir: creation.dir(),
             state: creating_state(&record),
             cgroups: &record.cgroups,
             start_socket: &start_socket,

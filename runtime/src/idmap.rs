@@ -1,27 +1,27 @@
 //! Bind mounts with mappings of their own (`uidMappings`, `gidMappings`, options `idmap` and `ridmap`).
 //!
 //! libcontainer would mount them without the mapping. The mapping takes privileges over the file system, so the runtime
-//! clones and maps the source before anything is forked; the init process attaches the clones to a tmpfs that only its
-//! mount namespace sees, and gives them to libcontainer as sources.
+//! clones and maps the source before anything is forked; the init process attaches the clone to its place, between the
+//! mounts that the specification lists before and behind it.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix_of_libcontainer::sched::CloneFlags;
 use oci_spec::runtime::{LinuxIdMapping, Mount, Spec};
 use rustix::fs::{FileType, Mode, OFlags};
-use rustix::mount::{MountAttrFlags, MountFlags, OpenTreeFlags};
+use rustix::mount::{MountAttrFlags, OpenTreeFlags};
 use rustix::process::Signal;
 
 use crate::{nodes, sys};
 
-/// Name of the directory, in the container's state directory, that the tmpfs is mounted on.
-const DIRECTORY: &str = "mounts";
-
 /// The mapped clones of sources, each with the index of its mount in the specification.
 #[derive(Debug, Default)]
 pub struct IdMapped(Vec<(usize, OwnedFd)>);
+
+/// Mounts in order, and the mapped one behind them, with its clone.
+pub type Section<'a> = (&'a [Mount], Option<(&'a Mount, &'a OwnedFd)>);
 
 impl IdMapped {
     /// Clones and maps the sources of all mounts that ask for it, and takes the request from the specification.
@@ -63,43 +63,58 @@ impl IdMapped {
         Ok(Self(mapped))
     }
 
-    /// Makes the directory, below the state directory, for [`IdMapped::attach`].
-    ///
-    /// # Errors
-    /// It cannot be made.
-    pub fn make_place(&self, state_dir: &Path) -> Result<()> {
-        match self.0.is_empty() {
-            true => Ok(()),
-            false => std::fs::create_dir(state_dir.join(DIRECTORY))
-                .context("cannot make a directory for mounts"),
-        }
-    }
-
-    /// Attaches the clones, in the container's mount namespace, and names them as sources.
-    ///
-    /// # Errors
-    /// As move_mount(2).
-    pub fn attach(&self, spec: &mut Spec, state_dir: &Path) -> Result<()> {
-        if self.0.is_empty() {
-            return Ok(());
-        }
-        let dir = state_dir.join(DIRECTORY);
-        // Nothing of this may be seen outside.
-        let flags = rustix::mount::MountPropagationFlags::DOWNSTREAM
-            | rustix::mount::MountPropagationFlags::REC;
-        rustix::mount::mount_change("/", flags)?;
-        rustix::mount::mount("tmpfs", &dir, "tmpfs", MountFlags::empty(), c"mode=700")
-            .context("cannot mount a place for id-mapped mounts")?;
-        let mounts = spec.mounts_mut().get_or_insert_default();
+    /// The mounts in order, cut behind every one that is mapped, which comes with its clone.
+    pub fn sections<'a>(&'a self, mounts: &'a [Mount]) -> Vec<Section<'a>> {
+        let mut sections = Vec::new();
+        let mut from = 0;
         for (at, clone) in &self.0 {
-            let path = dir.join(at.to_string());
-            let place = place_like(clone, &path)?;
-            nodes::attach(clone, &place).context("cannot attach an id-mapped mount")?;
-            let mount = mounts.get_mut(*at).context("a mount is gone")?;
-            mount.set_source(Some(path));
+            sections.push((&mounts[from..*at], Some((&mounts[*at], clone))));
+            from = at + 1;
         }
-        Ok(())
+        sections.push((&mounts[from..], None));
+        sections
     }
+}
+
+/// Attaches a clone to the place of its mount below `rootfs`.
+///
+/// # Errors
+/// The place cannot be made, or an attribute cannot be set.
+pub fn attach(rootfs: &OwnedFd, mount: &Mount, clone: &OwnedFd) -> Result<()> {
+    let attach = || -> Result<()> {
+        for recursive in [false, true] {
+            let set = attributes(mount, recursive);
+            if !set.is_empty() {
+                sys::set_mount_attributes(clone, set, None, recursive)?;
+            }
+        }
+        let is_dir =
+            FileType::from_raw_mode(rustix::fs::fstat(clone)?.st_mode) == FileType::Directory;
+        let place = nodes::place(rootfs, mount.destination(), is_dir)?;
+        Ok(nodes::attach(clone, &place)?)
+    };
+    attach().with_context(|| format!("mount of {}", mount.destination().display()))
+}
+
+/// The attributes that the options set, for the mount alone or for all below it too.
+fn attributes(mount: &Mount, recursive: bool) -> MountAttrFlags {
+    let mut set = MountAttrFlags::empty();
+    for option in mount.options().iter().flatten() {
+        let name = match (recursive, option.strip_prefix('r')) {
+            (false, _) => option.as_str(),
+            (true, Some(name)) => name,
+            (true, None) => continue,
+        };
+        set |= match name {
+            "ro" => MountAttrFlags::MOUNT_ATTR_RDONLY,
+            "nosuid" => MountAttrFlags::MOUNT_ATTR_NOSUID,
+            "nodev" => MountAttrFlags::MOUNT_ATTR_NODEV,
+            "noexec" => MountAttrFlags::MOUNT_ATTR_NOEXEC,
+            "nodiratime" => MountAttrFlags::MOUNT_ATTR_NODIRATIME,
+            _ => MountAttrFlags::empty(),
+        };
+    }
+    set
 }
 
 /// Whether a mount is to be mapped, and with what is mounted below its source.
@@ -187,13 +202,45 @@ fn user_namespace(uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> Result<Ow
     opened
 }
 
-/// An empty directory or file, as what is to be attached there.
-fn place_like(mount: &OwnedFd, path: &Path) -> Result<OwnedFd> {
-    match FileType::from_raw_mode(rustix::fs::fstat(mount)?.st_mode) {
-        FileType::Directory => std::fs::create_dir(path)?,
-        FileType::Symlink => bail!("a symbolic link cannot be mounted"),
-        _ => drop(std::fs::File::create_new(path)?),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_are_cut_behind_the_mapped_ones() {
+        let mounts: Vec<Mount> = ["/a", "/b", "/c", "/d"]
+            .map(|path| serde_json::from_value(serde_json::json!({"destination": path})).unwrap())
+            .into();
+        let handle = || OwnedFd::from(std::fs::File::open("/").unwrap());
+        let mapped = IdMapped(vec![(1, handle()), (2, handle())]);
+        let cut: Vec<_> = mapped
+            .sections(&mounts)
+            .into_iter()
+            .map(|(plain, mapped)| {
+                (
+                    plain.len(),
+                    mapped.map(|(mount, _)| mount.destination().clone()),
+                )
+            })
+            .collect();
+        assert_eq!(
+            cut,
+            [(1, Some("/b".into())), (0, Some("/c".into())), (1, None)]
+        );
+        assert_eq!(IdMapped::default().sections(&mounts).len(), 1);
     }
-    let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+
+    #[test]
+    fn options_become_attributes() {
+        let mount: Mount = serde_json::from_value(
+            serde_json::json!({"destination": "/a", "options": ["rbind", "ro", "rnosuid", "nodev"]}),
+        )
+        .unwrap();
+        let (ro, dev) = (
+            MountAttrFlags::MOUNT_ATTR_RDONLY,
+            MountAttrFlags::MOUNT_ATTR_NODEV,
+        );
+        assert_eq!(attributes(&mount, false), ro | dev);
+        assert_eq!(attributes(&mount, true), MountAttrFlags::MOUNT_ATTR_NOSUID);
+    }
 }

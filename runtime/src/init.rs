@@ -4,11 +4,13 @@
 //! of the root and the loss of the capabilities for what it leaves undone, and calls getcwd(2) after the seccomp filter is
 //! loaded. docs/libcontainer.md says what came with the change.
 
+use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use anyhow::{Context, Result, ensure};
+use libcontainer::container::ContainerStatus;
 use libcontainer::namespaces::Namespaces;
 use libcontainer::network::address::AddressClient;
 use libcontainer::network::link::LinkClient;
@@ -152,25 +154,24 @@ fn build_root(
     to_main: &mut MainSender,
     from_main: &mut InitReceiver,
 ) -> Result<()> {
-    let mut spec = blueprint.spec.clone();
-    blueprint.id_mapped.attach(&mut spec, blueprint.state_dir)?;
+    let spec = blueprint.spec;
     let has = |kind| namespaces.get(kind).map(|found| found.is_some());
     // No devices can be made in a user namespace, this one's or the caller's.
     let bind_devices = has(LinuxNamespaceType::User)? || libcontainer::utils::is_in_new_userns()?;
-    jail::build(
-        &spec,
-        blueprint.rootfs,
-        has(LinuxNamespaceType::Cgroup)?,
-        bind_devices,
-        &blueprint.step,
-    )?;
+    jail::build(blueprint, has(LinuxNamespaceType::Cgroup)?, bind_devices)?;
     if let Some(hooks) = spec.hooks() {
         to_main.hook_request()?;
         from_main.wait_for_hook_request_done()?;
-        run_hooks(blueprint, hooks.create_container(), None).context("createContainer hook")?;
+        run_hooks(
+            blueprint,
+            ContainerStatus::Creating,
+            hooks.create_container(),
+            None,
+        )
+        .context("createContainer hook")?;
     }
     jail::enter(
-        &spec,
+        spec,
         blueprint.rootfs,
         has(LinuxNamespaceType::Mount)?,
         blueprint.no_pivot,
@@ -189,13 +190,16 @@ fn build_root(
 /// Hooks that run in the container's namespaces: there, this process has its own number.
 fn run_hooks(
     blueprint: &Blueprint<'_>,
+    status: ContainerStatus,
     list: &Option<Vec<Hook>>,
-    env: Option<&std::collections::HashMap<String, String>>,
+    env: Option<&HashMap<String, String>>,
 ) -> Result<()> {
     let pid = Pid::from_raw(std::process::id() as i32);
+    let mut state = blueprint.state.clone();
+    state.status = status;
     Ok(hooks::run_hooks(
         list.as_ref(),
-        Some(&blueprint.state),
+        Some(&state),
         None,
         Some(pid),
         env,
@@ -279,7 +283,8 @@ fn execute(blueprint: &Blueprint<'_>, process: &Process) -> Result<()> {
         let env = env
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .collect();
-        run_hooks(blueprint, list, Some(&env)).context("startContainer hook")?;
+        run_hooks(blueprint, ContainerStatus::Created, list, Some(&env))
+            .context("startContainer hook")?;
     }
     blueprint
         .program

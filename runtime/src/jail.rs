@@ -16,27 +16,35 @@ use rustix::mount::{
 };
 
 use crate::mounts::Step;
-use crate::{nodes, sys};
+use crate::spawn::Blueprint;
+use crate::{idmap, nodes, sys};
 
 /// Mounts what the specification lists, in the container's mount namespace, and makes the devices.
 ///
 /// # Errors
 /// The first mount or device that cannot be made.
-pub fn build(
-    spec: &Spec,
-    rootfs: &Path,
-    cgroup_namespace: bool,
-    bind_devices: bool,
-    step: &Step,
-) -> Result<()> {
-    let linux = linux(spec)?;
-    RootFS::new()
-        .mount_to_rootfs(linux, spec, rootfs, cgroup_namespace)
-        .context("failed to prepare rootfs")?;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::open(rootfs, flags, Mode::empty()).context("cannot open the rootfs")?;
+pub fn build(blueprint: &Blueprint<'_>, cgroup_namespace: bool, bind_devices: bool) -> Result<()> {
+    let (spec, rootfs) = (blueprint.spec, blueprint.rootfs);
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    let mut section = spec.clone();
+    let mut root = None;
+    for (plain, mapped) in blueprint.id_mapped.sections(mounts) {
+        section.set_mounts(Some(plain.to_vec()));
+        // Also binds the root onto itself, with what is mounted in it by now.
+        RootFS::new()
+            .mount_to_rootfs(linux(spec)?, &section, rootfs, cgroup_namespace)
+            .context("failed to prepare rootfs")?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened =
+            rustix::fs::open(rootfs, flags, Mode::empty()).context("cannot open the rootfs")?;
+        if let Some((mount, clone)) = mapped {
+            idmap::attach(&opened, mount, clone)?;
+        }
+        root = Some(opened);
+    }
+    let root = root.context("no rootfs")?;
     nodes::make(&root, spec, bind_devices)?;
-    step.carry_out(&root)
+    blueprint.step.carry_out(&root)
 }
 
 /// Makes `rootfs` the root. In the caller's own mount namespace, all that can be done is chroot(2).

@@ -156,6 +156,11 @@ fn is_cgroup(mount: &Mount) -> bool {
         .is_some_and(|source| source.starts_with(CGROUP_ROOT))
 }
 
+/// True for an option that is handled here or in idmap.rs, and never reaches libcontainer.
+pub fn handles(option: &str) -> bool {
+    propagation_of(option).is_some() || ["idmap", "ridmap", "tmpcopyup"].contains(&option)
+}
+
 /// The flags of a propagation option (mount(8)).
 fn propagation_of(option: &str) -> Option<MountPropagationFlags> {
     let (recursive, name) = match option.strip_prefix('r') {

@@ -153,6 +153,28 @@ fn bind_from_host(rootfs: &OwnedFd, path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// A handle on the place for a mount, made if it is missing: a directory or an empty file.
+///
+/// # Errors
+/// It cannot be made.
+pub fn place(rootfs: &OwnedFd, path: &Path, directory: bool) -> Result<OwnedFd, Errno> {
+    let relative = Path::new(".").join(path.strip_prefix("/").unwrap_or(path));
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    match rustix::fs::openat2(rootfs, &relative, flags, Mode::empty(), resolve) {
+        Err(Errno::NOENT) => (),
+        other => return other,
+    }
+    let (dir, name) = parent_of(rootfs, path)?;
+    if directory {
+        rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o755))?;
+    } else {
+        let create = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        rustix::fs::openat(&dir, name, create, Mode::from_raw_mode(0o644))?;
+    }
+    rustix::fs::openat(&dir, name, flags | OFlags::NOFOLLOW, Mode::empty())
+}
+
 /// Moves a detached mount onto what a handle refers to.
 ///
 /// # Errors

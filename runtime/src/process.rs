@@ -32,8 +32,6 @@ use crate::{log, spawn, sys};
 pub struct Request<'a> {
     /// Container id.
     pub id: &'a str,
-    /// State directory of the container.
-    pub dir: &'a Path,
     /// State that hooks and seccomp listeners get.
     pub state: State,
     /// Cgroups to put the process into.
@@ -73,7 +71,6 @@ impl Request<'_> {
     pub fn create(self, mut spec: Spec) -> Result<Created> {
         let user_namespace = UserNamespaceConfig::new(&spec)?;
         let id_mapped = IdMapped::prepare(&mut spec)?;
-        id_mapped.make_place(self.dir)?;
         let intel_rdt = spec
             .linux()
             .as_ref()
@@ -124,7 +121,6 @@ impl Request<'_> {
                 .map_or(Path::new(""), |root| root.path().as_path()),
             step: self.step,
             id_mapped,
-            state_dir: self.dir,
             state: self.state,
             cgroups: self.cgroups,
             id: self.id,

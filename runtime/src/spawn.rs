@@ -65,8 +65,6 @@ pub struct Blueprint<'a> {
     pub step: Step,
     /// Sources of id-mapped mounts.
     pub id_mapped: IdMapped,
-    /// State directory of the container.
-    pub state_dir: &'a Path,
     /// State that hooks and seccomp listeners get.
     pub state: State,
     /// Cgroups to put the process into.

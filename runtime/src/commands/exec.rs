@@ -77,7 +77,6 @@ fn execute(args: &Exec, root: &Root) -> Result<u8> {
     let cgroups = sub_cgroup(&container.record.cgroups, args.cgroup.as_deref())?;
     let request = Request {
         id: &container.record.id,
-        dir: &container.dir,
         state: container.oci_state(ContainerStatus::Running),
         cgroups: &cgroups,
         start_socket: &start_socket.0,
