@@ -105,23 +105,37 @@ impl Cgroups {
         }
     }
 
-    /// The existing cgroup `path` below this one; without a path, this one.
-    pub fn below(&self, path: &Path) -> Self {
+    /// The existing cgroup `path` below this one, in the hierarchy of `controller` (v1) or in all; without a path, this one.
+    ///
+    /// # Errors
+    /// If there is no such controller.
+    pub fn below(&self, controller: Option<&str>, path: &Path) -> Result<Self> {
         // Joining an empty path would append a slash.
         let join = |dir: &Path| match path.as_os_str().is_empty() {
             true => dir.to_path_buf(),
             false => dir.join(path),
         };
+        if let Some(name) = controller
+            && !self.dirs.iter().any(|dir| dir.controller == name)
+        {
+            bail!(
+                "unknown controller {name} in sub-cgroup {name}:{}",
+                path.display()
+            );
+        }
         let dirs = self.dirs.iter().map(|dir| CgroupDir {
             controller: dir.controller.clone(),
-            path: join(&dir.path),
+            path: match controller.is_none_or(|name| name == dir.controller) {
+                true => join(&dir.path),
+                false => dir.path.clone(),
+            },
             existed: true,
         });
-        Self {
+        Ok(Self {
             path: join(&self.path),
             systemd: self.systemd,
             dirs: dirs.collect(),
-        }
+        })
     }
 
     /// Puts the calling thread, which must be the only one of its process, into the cgroup; directories that are missing

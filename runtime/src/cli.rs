@@ -43,6 +43,9 @@ pub struct Global {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Not supported: fails and says so
+    #[command(hide = true)]
+    Checkpoint(Unsupported),
     /// Create a container
     Create(liboci_cli::Create),
     /// Delete any resources held by a container
@@ -61,6 +64,9 @@ pub enum Command {
     Pause(liboci_cli::Pause),
     /// List the processes of a container
     Ps(liboci_cli::Ps),
+    /// Not supported: fails and says so
+    #[command(hide = true)]
+    Restore(Unsupported),
     /// Resume all processes of a paused container
     Resume(liboci_cli::Resume),
     /// Create a container and run its process
@@ -73,6 +79,13 @@ pub enum Command {
     State(liboci_cli::State),
     /// Change the resource limits of a container
     Update(Box<Update>),
+}
+
+/// Whatever stands behind a command that is not supported.
+#[derive(Debug, Args)]
+pub struct Unsupported {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    _rest: Vec<OsString>,
 }
 
 /// Arguments of `events`: liboci-cli takes the interval without a unit.

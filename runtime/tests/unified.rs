@@ -57,7 +57,7 @@ fn a_container_lives_in_its_cgroup() {
         $TRUSTME pause $ID; $TRUSTME list; $TRUSTME resume $ID
         mkdir /sys/fs/cgroup/trustme-test/$ID/below
         $TRUSTME delete -f $ID
-        find /sys/fs/cgroup/trustme-test -type d -path "*$ID*"; rmdir /sys/fs/cgroup/trustme-test 2>/dev/null || true";
+        find /sys/fs/cgroup/trustme-test -type d -path \"*$ID*\"; rmdir /sys/fs/cgroup/trustme-test 2>/dev/null || true";
     let Some(printed) = script(&bundle, lines) else {
         return;
     };

@@ -268,22 +268,22 @@ fn join_instead_of_create(spec: &mut Spec, namespaces: &Namespaces) -> Result<()
     Ok(())
 }
 
-/// The cgroup for the process: the container's, or an existing one below it.
+/// The cgroup for the process: the container's, or an existing one below it, with `CONTROLLER:` in front of it only in
+/// that controller's hierarchy.
 fn sub_cgroup(container: &Cgroups, below: Option<&str>) -> Result<Cgroups> {
     let below = below.unwrap_or_default();
-    if below.contains(':') {
-        bail!(
-            "--cgroup with a controller ({below:?}) is not supported: give the path of a sub-cgroup"
-        );
-    }
-    let relative = Path::new(below.trim_start_matches('/'));
+    let (controller, path) = match below.split_once(':') {
+        Some((controller, path)) => (Some(controller), path),
+        None => (None, below),
+    };
+    let relative = Path::new(path.trim_start_matches('/'));
     if relative
         .components()
         .any(|part| part == std::path::Component::ParentDir)
     {
         bail!("bad sub cgroup path: {below}");
     }
-    Ok(container.below(relative))
+    container.below(controller, relative)
 }
 
 /// The socket on which the process waits before it executes its program; removed in any case.
@@ -312,16 +312,25 @@ mod tests {
 
     #[test]
     fn sub_cgroups_stay_inside() {
+        let dir = |controller: &str| crate::cgroup::CgroupDir {
+            controller: controller.to_owned(),
+            path: format!("/{controller}/a/b").into(),
+            existed: false,
+        };
         let base = Cgroups {
             path: "/a/b".into(),
-            ..Cgroups::default()
+            systemd: false,
+            dirs: vec![dir("cpu"), dir("pids")],
         };
         let path = |below| sub_cgroup(&base, below).map(|found| found.path);
         assert_eq!(path(None).unwrap(), Path::new("/a/b"));
         assert_eq!(path(Some("c/d")).unwrap(), Path::new("/a/b/c/d"));
         assert_eq!(path(Some("/c")).unwrap(), Path::new("/a/b/c"));
         assert!(path(Some("../c")).is_err());
-        assert!(path(Some("cpu:c")).is_err());
+        let one = sub_cgroup(&base, Some("cpu:c")).unwrap();
+        let paths: Vec<_> = one.dirs.iter().map(|dir| dir.path.as_path()).collect();
+        assert_eq!(paths, [Path::new("/cpu/a/b/c"), Path::new("/pids/a/b")]);
+        assert!(path(Some("nosuch:c")).is_err());
     }
 
     #[test]

@@ -54,6 +54,7 @@ pub fn dispatch(cli: Cli) -> Result<u8, Failure> {
     })?;
     let mut code = FAILED;
     let result = match command {
+        Command::Checkpoint(_) => Err(unsupported("checkpoint")),
         Command::Create(args) => create::create(&args, &root, systemd).map(|()| 0),
         Command::Delete(args) => delete::delete(&args, &root).map(|()| 0),
         Command::Events(args) => events::events(&args, &root).map(|()| 0),
@@ -66,6 +67,7 @@ pub fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::List(args) => list::list(&args, &root).map(|()| 0),
         Command::Pause(args) => pause::pause(&args, &root).map(|()| 0),
         Command::Ps(args) => ps::ps(&args, &root).map(|()| 0),
+        Command::Restore(_) => Err(unsupported("restore")),
         Command::Resume(args) => resume::resume(&args, &root).map(|()| 0),
         Command::Run(args) => run::run(&args, &root, systemd),
         Command::Spec(args) => spec::spec(&args).map(|()| 0),
@@ -74,4 +76,10 @@ pub fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Update(args) => update::update(&args, &root).map(|()| 0),
     };
     result.map_err(|error| Failure { error, code })
+}
+
+fn unsupported(command: &str) -> anyhow::Error {
+    anyhow::anyhow!(
+        "{command} is not supported: trustme does not drive criu (docs/libcontainer.md)"
+    )
 }
