@@ -304,3 +304,28 @@ fn mismatch(what: &str, expected: Digest, found: Digest) -> String {
         hex::encode(expected)
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tarball::Meta;
+
+    #[test]
+    fn memory_is_bounded() {
+        let budget = Budget {
+            memory: AtomicU64::new(1000),
+            ..Budget::new(0)
+        };
+        let entry = Entry {
+            path: vec![b'x'; 600].into(),
+            kind: Kind::Directory,
+            meta: Meta::default(),
+        };
+        assert_eq!(budget.take_memory(&entry), Ok(()));
+        let error = budget.take_memory(&entry).unwrap_err();
+        assert!(
+            error.contains("names and attributes take more than"),
+            "{error}"
+        );
+    }
+}

@@ -696,3 +696,75 @@ fn what_a_guestos_cannot_say() {
         fails(&mut convert, expected, &place.out());
     }
 }
+
+#[test]
+fn killed_conversions_leave_nothing_under_final_names() {
+    let mut place = Place::new();
+    let mut random = vec![0; 8 << 20];
+    let mut state = 1_u32;
+    for byte in &mut random {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        *byte = (state >> 24) as u8;
+    }
+    let large = Archive::new()
+        .entry(crate::archive::Entry {
+            path: b"random",
+            content: &random,
+            ..Default::default()
+        })
+        .end();
+    place
+        .layout
+        .layer(&layer(), Packing::Gzip)
+        .layer(&large, Packing::Zstd)
+        .finish();
+    let names = |out: &Path| -> Vec<String> {
+        let entries = fs::read_dir(out).into_iter().flatten();
+        entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect()
+    };
+    let start = std::time::Instant::now();
+    says(&mut convert(
+        &place.layout.source(),
+        &place.dir.path().join("timed"),
+    ));
+    let whole = start.elapsed();
+    for part in 0..10 {
+        let out = place.dir.path().join(format!("killed-{part}"));
+        let mut child = convert(&place.layout.source(), &out)
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(whole * part / 10);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let left = names(&out);
+        let finished = left.iter().any(|name| name == "test-1.conf");
+        assert!(
+            finished || left.iter().all(|name| name.starts_with(".test-1.")),
+            "{left:?}"
+        );
+        if !finished {
+            says(&mut convert(&place.layout.source(), &out));
+        }
+        let mut left = names(&out);
+        left.sort();
+        assert_eq!(left, ["test-1", "test-1.cert", "test-1.conf", "test-1.sig"]);
+    }
+}
+
+#[test]
+fn a_sparse_file_of_a_terabyte() {
+    let mut place = Place::new();
+    let sparse = Archive::new()
+        .extended(&[
+            ("GNU.sparse.major", b"1"),
+            ("GNU.sparse.minor", b"0"),
+            ("GNU.sparse.name", b"sparse"),
+            ("GNU.sparse.realsize", b"1099511627776"),
+        ])
+        .file("sparse", &format!("1\n0\n1\n{}x", "\0".repeat(506)));
+    place.layout.layer(&sparse.end(), Packing::Gzip).finish();
+    place.fails("its files have 1099511627776 bytes, at most 68719476736 (--max-size)");
+}

@@ -423,6 +423,10 @@ fn a_mounted_image_is_what_umoci_unpacks() {
             .directory("directory-with-a-long-name")
             .file(&long, "long")
             .file("empty", "")
+            // As systemd calls its units.
+            .file("system-systemd\\x2dfsck.slice", "")
+            .file("back\\slash/..\\x", "")
+            .file(" spaces ", "")
             .end(),
         Packing::Gzip,
     );
