@@ -5,4 +5,6 @@ mod command;
 mod hostile;
 mod image;
 mod layers;
+mod program;
+mod sources;
 mod umoci;
