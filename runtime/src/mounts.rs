@@ -6,7 +6,7 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use oci_spec::runtime::{Mount, MountBuilder, Spec};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -14,6 +14,9 @@ use rustix::mount::{MountPropagationFlags, OpenTreeFlags};
 
 use crate::cgroup::Cgroups;
 use crate::tree;
+
+/// linux/magic.h
+const PROC_SUPER_MAGIC: u64 = 0x9fa0;
 
 /// Where cgroup v1 hierarchies are mounted on the host.
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
@@ -45,6 +48,9 @@ pub fn adapt(spec: &mut Spec, cgroups: &Cgroups) -> Result<Step> {
         ..Step::default()
     };
     let mut mounts = Vec::new();
+    for mount in spec.mounts().iter().flatten() {
+        check_proc(&step.rootfs, mount)?;
+    }
     for mut mount in spec.mounts().clone().unwrap_or_default() {
         if mount.typ().as_deref() == Some("cgroup") && !cgroups.is_unified() {
             mounts.extend(cgroup_mounts(&mount, cgroups)?);
@@ -154,6 +160,82 @@ fn is_cgroup(mount: &Mount) -> bool {
         .source()
         .as_deref()
         .is_some_and(|source| source.starts_with(CGROUP_ROOT))
+}
+
+/// Files of /proc that may be covered, as runc has it: LXCFS mounts there what a container is to see of the machine.
+const COVERABLE: [&str; 11] = [
+    "cpuinfo",
+    "diskstats",
+    "loadavg",
+    "meminfo",
+    "net/dev",
+    "slabinfo",
+    "stat",
+    "swaps",
+    "sys/crypto/fips_enabled",
+    "sys/kernel/ns_last_pid",
+    "uptime",
+];
+
+/// Refuses mounts that would put something else in the place of procfs, as runc does (CVE-2019-16884).
+fn check_proc(rootfs: &Path, mount: &Mount) -> Result<()> {
+    let place = resolved(rootfs, &Path::new("/").join(mount.destination()))?;
+    let Ok(below) = place.strip_prefix("/proc") else {
+        return Ok(());
+    };
+    let covers_proc = below.as_os_str().is_empty();
+    let is_procfs = match (mount.typ().as_deref(), mount.source()) {
+        (Some("proc"), _) => true,
+        (_, Some(source)) if libcontainer::rootfs::utils::is_bind(mount) => {
+            rustix::fs::statfs(source).is_ok_and(|stat| stat.f_type as u64 == PROC_SUPER_MAGIC)
+        }
+        _ => false,
+    };
+    let allowed = match covers_proc {
+        true => is_procfs,
+        false => COVERABLE.iter().any(|name| below == Path::new(name)),
+    };
+    ensure!(
+        allowed,
+        "{:?} cannot be mounted on {}: it is inside /proc",
+        mount.source().as_deref().unwrap_or(Path::new("")),
+        mount.destination().display()
+    );
+    Ok(())
+}
+
+/// Where a path of the container leads, by the links of its image.
+fn resolved(rootfs: &Path, path: &Path) -> Result<PathBuf> {
+    use std::path::Component;
+    /// The kernel's own limit (path_resolution(7)).
+    const MAX_LINKS: usize = 40;
+    let mut left: Vec<PathBuf> = vec![path.to_path_buf()];
+    let mut found = PathBuf::from("/");
+    let mut links = 0;
+    while let Some(path) = left.pop() {
+        let mut parts = path.components();
+        let Some(part) = parts.next() else {
+            continue;
+        };
+        left.push(parts.as_path().to_path_buf());
+        match part {
+            Component::RootDir => found = PathBuf::from("/"),
+            Component::ParentDir => _ = found.pop(),
+            Component::Normal(name) => {
+                let below = found.strip_prefix("/").unwrap_or(&found).join(name);
+                match std::fs::read_link(rootfs.join(below)) {
+                    Ok(target) => {
+                        links += 1;
+                        ensure!(links <= MAX_LINKS, "{}: too many links", path.display());
+                        left.push(target);
+                    }
+                    Err(_) => found.push(name),
+                }
+            }
+            Component::CurDir | Component::Prefix(_) => (),
+        }
+    }
+    Ok(found)
 }
 
 /// True for an option that is handled here or in idmap.rs, and never reaches libcontainer.
@@ -393,6 +475,33 @@ mod tests {
             ["mode=1770"]
         );
         assert_eq!(step.copy_up, [Path::new("/t")]);
+    }
+
+    #[test]
+    fn nothing_but_procfs_is_mounted_on_proc() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("proc")).unwrap();
+        std::os::unix::fs::symlink("/proc/self", dir.path().join("link")).unwrap();
+        for (destination, kind, source, allowed) in [
+            ("/proc", "proc", "proc", true),
+            ("/proc/", "bind", "/proc", true),
+            ("/proc", "bind", "/tmp", false),
+            ("/proc", "tmpfs", "tmpfs", false),
+            ("/proc/cpuinfo", "bind", "/tmp/x", true),
+            ("/proc/self/attr", "bind", "/tmp", false),
+            ("/sys/../proc//sys", "tmpfs", "tmpfs", false),
+            ("/link/attr", "tmpfs", "tmpfs", false),
+            ("/procession", "tmpfs", "tmpfs", true),
+        ] {
+            let options = if kind == "bind" { vec!["bind"] } else { vec![] };
+            let mount = serde_json::json!({"destination": destination, "type": kind, "source": source, "options": options});
+            let mount: Mount = serde_json::from_value(mount).unwrap();
+            assert_eq!(
+                check_proc(dir.path(), &mount).is_ok(),
+                allowed,
+                "{destination} {kind} {source}"
+            );
+        }
     }
 
     #[test]
