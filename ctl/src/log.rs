@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use trustme_config::Config;
-use trustme_trust::log::{self, Content, Record, State, Subject};
+use trustme_trust::log::{self, Content, PcrReplay, Record, State, Subject};
 
 /// Prints the records of the log.
 pub(crate) fn show(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
@@ -78,18 +78,49 @@ pub(crate) fn verify(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         println!("{}: {} records", report.path.display(), report.records);
-        for pcr in &report.pcrs {
-            println!("PCR {}", pcr.pcr);
-            println!("  start    {}", pcr.start);
-            println!("  expected {}", pcr.expected);
-            println!("  actual   {}", pcr.actual);
-        }
+        print_pcrs(&report.pcrs);
         println!("{}", outcome(&report.state));
     }
     Ok(match report.state {
         State::Complete | State::Unanchored => ExitCode::SUCCESS,
         State::Incomplete { .. } | State::Mismatch => ExitCode::FAILURE,
     })
+}
+
+/// Compares the kernel's list and the TPM.
+pub(crate) fn verify_ima(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
+    let report = log::ima::verify(config)?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        println!(
+            "{}: {} entries, {} violations",
+            report.path.display(),
+            report.entries,
+            report.violations
+        );
+        print_pcrs(&report.pcrs);
+        println!(
+            "{}",
+            match report.agree {
+                true => "list and TPM agree",
+                false => "list and TPM disagree: what the PCRs hold is not what the list leads to",
+            }
+        );
+    }
+    Ok(match report.agree {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
+}
+
+fn print_pcrs(pcrs: &[PcrReplay]) {
+    for pcr in pcrs {
+        println!("PCR {}", pcr.pcr);
+        println!("  start    {}", pcr.start);
+        println!("  expected {}", pcr.expected);
+        println!("  actual   {}", pcr.actual);
+    }
 }
 
 /// What the state means, for people.

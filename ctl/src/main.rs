@@ -51,6 +51,9 @@ enum Log {
     },
     /// Replay it and compare with the TPM; exit code 1 where they disagree.
     Verify {
+        /// Verify the kernel's list of measured files (IMA) instead.
+        #[arg(long)]
+        ima: bool,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -83,7 +86,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Status { json } => status::print(&config, json),
         Command::Log(Log::Show { json }) => log::show(&config, json),
-        Command::Log(Log::Verify { json }) => log::verify(&config, json),
+        Command::Log(Log::Verify { ima: true, json }) => log::verify_ima(&config, json),
+        Command::Log(Log::Verify { json, .. }) => log::verify(&config, json),
         Command::Volume(Volume::List { json }) => volume::list(&config, json),
         Command::Floor { name, version } => floor::run(&config, &name, version),
     }

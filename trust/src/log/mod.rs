@@ -4,6 +4,7 @@
 //! content), one after the other as a JSON text sequence (RFC 7464), as systemd's userspace log is. A record with an empty list
 //! of digests was not extended. docs/measurement-log.md describes every field.
 
+pub mod ima;
 mod journal;
 mod record;
 mod replay;

@@ -2,6 +2,7 @@
 
 mod container;
 mod devices;
+mod ima;
 mod kernel;
 mod lifecycle;
 
@@ -56,7 +57,8 @@ pub struct Scenario {
 
 /// Every scenario there is, in the order in which they run.
 pub fn all() -> Vec<Scenario> {
-    [kernel::SCENARIOS, lifecycle::SCENARIOS, devices::SCENARIOS].concat()
+    [kernel::SCENARIOS, lifecycle::SCENARIOS, devices::SCENARIOS,
+        ima::SCENARIOS].concat()
 }
 
 /// What a scenario is given: the shared directory, a directory of its own, and a place to write down what it saw.
@@ -96,6 +98,26 @@ impl Guest {
     /// A program of ours.
     pub fn program(name: &str) -> PathBuf {
         Path::new("/opt/trustme").join(name)
+    }
+
+    /// A program of ours with a configuration of the scenario's own: everything it keeps is in the scenario's directory, the TPM is
+    /// the machine's.
+    ///
+    /// # Errors
+    /// The configuration cannot be written.
+    pub fn ours(&self, program: &str, mode: &str) -> Result<Command> {
+        let path = self.work.join("config.toml");
+        let dir = self.work.display();
+        let anchor = self.host.join("bundles/anchor.pem");
+        let text = format!(
+            "[launch]\nmode = \"{mode}\"\nanchors = \"{}\"\nfloors = \"{dir}/floors\"\n\
+             [log]\npath = \"{dir}/measure.log\"\n[volumes]\ndir = \"{dir}/volumes\"\n",
+            anchor.display()
+        );
+        fs::write(&path, text).with_context(|| format!("{}", path.display()))?;
+        let mut command = Command::new(Self::program(program));
+        command.env("TRUSTME_CONFIG", path);
+        Ok(command)
     }
 
     /// Writes a line into the scenario's log.
