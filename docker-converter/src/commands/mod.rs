@@ -20,6 +20,19 @@ const MAX_KEY: u64 = 64 << 10;
 /// The largest file of certificates, in bytes; GuestOS bundles hold no larger one.
 const MAX_CERT: u64 = 256 << 10;
 
+/// An error and its causes in one line. Some errors name their cause themselves: it is not repeated.
+pub fn said(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
 /// Reads a signer's key and certificates, and checks that they belong together.
 fn signer(key: &Path, cert: &Path) -> Result<(SigningKey, Vec<u8>)> {
     let shown = |path: &Path| path.display().to_string();

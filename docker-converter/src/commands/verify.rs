@@ -67,7 +67,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if arguments.json {
         let json = match &checked {
             Ok(verified) => serde_json::json!({"verified": true, "bundle": verified}),
-            Err(error) => serde_json::json!({"verified": false, "reason": format!("{error:#}")}),
+            Err(error) => serde_json::json!({"verified": false, "reason": super::said(error)}),
         };
         println!("{json:#}");
         checked?;

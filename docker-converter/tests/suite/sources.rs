@@ -142,6 +142,11 @@ fn docker_archives() {
         &out,
     );
     fails(
+        &mut convert("docker-archive:/none", &out),
+        "error: /none: No such file or directory (os error 2)",
+        &out,
+    );
+    fails(
         &mut convert(&format!("docker-archive:{}", dir.path().display()), &out),
         "no regular file",
         &out,
