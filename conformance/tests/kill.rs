@@ -1,7 +1,7 @@
 //! SIGKILL at any point of create, start and delete, to the runtime or to its hook: the next command cleans up.
 //!
-//! strace kills at a system call with a given number, so the points are exact, the same in each run, and spread evenly from
-//! the first to the last.
+//! strace kills at a system call that was seen in a run before, so the points are exact, the same in each run, and spread
+//! evenly from the first to the last.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -15,7 +15,7 @@ use trustme_conformance::command::{Ran, ok, run};
 use trustme_conformance::fixtures::Fixtures;
 use trustme_conformance::machine::Machine;
 use trustme_conformance::suite::{self, Outcome};
-use trustme_conformance::syscalls::{count, killed_at};
+use trustme_conformance::syscalls::{Point, calls, killed_at, read_calls};
 
 fn main() -> ExitCode {
     suite::main(&[
@@ -67,8 +67,8 @@ impl Victim {
 
     /// What comes after a kill: every second time `delete --force`, else `create` again. Then nothing may be left, and
     /// the log must be whole.
-    fn recover(&self, point: usize) -> Result<()> {
-        if point.is_multiple_of(2) {
+    fn recover(&self, number: usize) -> Result<()> {
+        if number.is_multiple_of(2) {
             let again = run(&mut self.create())?;
             let finished = again.stderr.contains("already exists");
             ensure!(again.status.success() || finished, "create: {again:?}");
@@ -97,48 +97,45 @@ impl Victim {
     }
 
     /// A hook program that is killed at a system call of `verb`, launch or release.
-    fn hook_killed_at(&self, fixtures: &Fixtures, verb: &str, number: u32) -> Result<PathBuf> {
+    fn hook_killed_at(&self, fixtures: &Fixtures, verb: &str, point: &Point) -> Result<PathBuf> {
+        self.traced_hook(
+            fixtures,
+            verb,
+            &format!("-o /dev/null -e {}", point.option()),
+        )
+    }
+
+    /// The system calls that the hook makes for `verb` while `command` runs.
+    fn hook_calls(
+        &self,
+        fixtures: &Fixtures,
+        verb: &str,
+        mut command: Command,
+    ) -> Result<Vec<Point>> {
+        let trace = self.machine.path("calls");
+        let hook = self.traced_hook(fixtures, verb, &format!("-o {}", trace.display()))?;
+        ok(command.env("TRUSTME_HOOK", &hook))?;
+        read_calls(&trace)
+    }
+
+    /// A hook program that runs under strace for `verb`.
+    fn traced_hook(&self, fixtures: &Fixtures, verb: &str, options: &str) -> Result<PathBuf> {
         let hook = fixtures.programs.path("trustme-hook");
         let path = self.machine.path("hook");
         let text = format!(
-            "#!/bin/sh\n\
-             [ \"$1\" = {verb} ] || exec {hook} \"$@\"\n\
-             exec strace -o /dev/null -e inject=all:signal=SIGKILL:when={number} -- {hook} \"$@\"\n",
+            "#!/bin/sh\n[ \"$1\" = {verb} ] || exec {hook} \"$@\"\nexec strace {options} -- {hook} \"$@\"\n",
             hook = hook.display()
         );
         fs::write(&path, text)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
         Ok(path)
     }
-
-    /// How many system calls the hook makes for `verb` while `command` runs.
-    fn count_hook(&self, fixtures: &Fixtures, verb: &str, command: Command) -> Result<u32> {
-        let hook = fixtures.programs.path("trustme-hook");
-        let (path, trace) = (self.machine.path("hook"), self.machine.path("calls"));
-        let text = format!(
-            "#!/bin/sh\n[ \"$1\" = {verb} ] || exec {hook} \"$@\"\nexec strace -o {} -- {hook} \"$@\"\n",
-            trace.display(),
-            hook = hook.display()
-        );
-        fs::write(&path, text)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
-        let mut command = command;
-        ok(command.env("TRUSTME_HOOK", &path))?;
-        let calls = fs::read_to_string(&trace)?.lines().count();
-        Ok(u32::try_from(calls)?)
-    }
 }
 
-/// Numbers of calls differ a little from run to run, as file descriptors and wake-ups do; this many are left out at the
-/// end, so that the program is always killed.
-const SPARE: u32 = 5;
-
-/// `points` numbers of system calls, evenly spread from the first of `calls` to nearly the last.
-fn spread(calls: u32, points: u32) -> Vec<u32> {
-    let last = calls - SPARE;
-    (0..points)
-        .map(|point| 1 + (last - 1) * point / (points - 1))
-        .collect()
+/// `count` of `calls`, evenly spread from the first to the last, numbered from 0.
+fn spread(calls: &[Point], count: usize) -> impl Iterator<Item = (usize, &Point)> {
+    let last = calls.len() - 1;
+    (0..count).map(move |number| (number, &calls[last * number / (count - 1)]))
 }
 
 /// strace ends as its tracee does.
@@ -149,31 +146,31 @@ fn was_killed(ran: &Ran) -> Result<()> {
 
 fn create_killed_at_24_points(fixtures: &Fixtures) -> Result<Outcome> {
     let mut victim = Victim::new(fixtures)?;
-    let calls = count(&victim.create(), false, &victim.machine.path("calls"))?;
+    let calls = calls(&victim.create(), &victim.machine.path("calls"))?;
     ok(&mut victim.machine.trustme("delete --force ID"))?;
-    for (point, number) in spread(calls, 24).into_iter().enumerate() {
+    for (number, point) in spread(&calls, 24) {
         victim.forget()?;
-        let killed = run(&mut killed_at(&victim.create(), number))?;
+        let killed = run(&mut killed_at(&victim.create(), point))?;
         was_killed(&killed)?;
         victim
-            .recover(point)
-            .with_context(|| format!("create killed at call {number} of {calls}: {killed:?}"))?;
+            .recover(number)
+            .with_context(|| format!("create killed at {point:?}: {killed:?}"))?;
     }
     Ok(Outcome::Passed)
 }
 
 fn launch_hook_killed_at_24_points(fixtures: &Fixtures) -> Result<Outcome> {
     let mut victim = Victim::new(fixtures)?;
-    let calls = victim.count_hook(fixtures, "launch", victim.create())?;
+    let calls = victim.hook_calls(fixtures, "launch", victim.create())?;
     ok(&mut victim.machine.trustme("delete --force ID"))?;
-    for (point, number) in spread(calls, 24).into_iter().enumerate() {
+    for (number, point) in spread(&calls, 24) {
         victim.forget()?;
-        let hook = victim.hook_killed_at(fixtures, "launch", number)?;
+        let hook = victim.hook_killed_at(fixtures, "launch", point)?;
         let killed = run(victim.create().env("TRUSTME_HOOK", hook))?;
         ensure!(killed.stderr.contains("signal: 9"), "{killed:?}");
         victim
-            .recover(point)
-            .with_context(|| format!("hook killed at call {number} of {calls}: {killed:?}"))?;
+            .recover(number)
+            .with_context(|| format!("hook killed at {point:?}: {killed:?}"))?;
     }
     Ok(Outcome::Passed)
 }
@@ -182,15 +179,15 @@ fn start_killed_at_12_points(fixtures: &Fixtures) -> Result<Outcome> {
     let victim = Victim::new(fixtures)?;
     let start = victim.machine.trustme("start ID");
     ok(&mut victim.create())?;
-    let calls = count(&start, false, &victim.machine.path("calls"))?;
+    let calls = calls(&start, &victim.machine.path("calls"))?;
     ok(&mut victim.machine.trustme("delete --force ID"))?;
-    for (point, number) in spread(calls, 12).into_iter().enumerate() {
+    for (number, point) in spread(&calls, 12) {
         ok(&mut victim.create())?;
-        let killed = run(&mut killed_at(&start, number))?;
+        let killed = run(&mut killed_at(&start, point))?;
         was_killed(&killed)?;
         victim
-            .recover(point)
-            .with_context(|| format!("start killed at call {number} of {calls}: {killed:?}"))?;
+            .recover(number)
+            .with_context(|| format!("start killed at {point:?}: {killed:?}"))?;
     }
     Ok(Outcome::Passed)
 }
@@ -199,14 +196,14 @@ fn delete_killed_at_12_points(fixtures: &Fixtures) -> Result<Outcome> {
     let victim = Victim::new(fixtures)?;
     let delete = victim.machine.trustme("delete --force ID");
     ok(&mut victim.create())?;
-    let calls = count(&delete, false, &victim.machine.path("calls"))?;
-    for (point, number) in spread(calls, 12).into_iter().enumerate() {
+    let calls = calls(&delete, &victim.machine.path("calls"))?;
+    for (number, point) in spread(&calls, 12) {
         ok(&mut victim.create())?;
-        let killed = run(&mut killed_at(&delete, number))?;
+        let killed = run(&mut killed_at(&delete, point))?;
         was_killed(&killed)?;
         victim
-            .recover(point)
-            .with_context(|| format!("delete killed at call {number} of {calls}: {killed:?}"))?;
+            .recover(number)
+            .with_context(|| format!("delete killed at {point:?}: {killed:?}"))?;
     }
     Ok(Outcome::Passed)
 }
@@ -215,15 +212,15 @@ fn release_hook_killed_at_12_points(fixtures: &Fixtures) -> Result<Outcome> {
     let victim = Victim::new(fixtures)?;
     ok(&mut victim.create())?;
     let delete = || victim.machine.trustme("delete --force ID");
-    let calls = victim.count_hook(fixtures, "release", delete())?;
-    for (point, number) in spread(calls, 12).into_iter().enumerate() {
+    let calls = victim.hook_calls(fixtures, "release", delete())?;
+    for (number, point) in spread(&calls, 12) {
         ok(&mut victim.create())?;
-        let hook = victim.hook_killed_at(fixtures, "release", number)?;
+        let hook = victim.hook_killed_at(fixtures, "release", point)?;
         let killed = run(delete().env("TRUSTME_HOOK", hook))?;
         ensure!(!killed.status.success(), "{killed:?}");
         victim
-            .recover(point)
-            .with_context(|| format!("hook killed at call {number} of {calls}: {killed:?}"))?;
+            .recover(number)
+            .with_context(|| format!("hook killed at {point:?}: {killed:?}"))?;
     }
     Ok(Outcome::Passed)
 }

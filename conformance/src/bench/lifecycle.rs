@@ -67,7 +67,7 @@ pub(super) fn run(fixtures: &Fixtures, effort: Effort) -> Result<()> {
     }
     for (row, (_, program)) in table.rows.iter_mut().zip(&runtimes) {
         let whole = command(program, "run --bundle . benchmark");
-        let calls = count(&whole, true, &dir.path().join("calls"))?;
+        let calls = count(&whole, &dir.path().join("calls"))?;
         row.note = format!("{calls} system calls in `run`");
     }
     table.print();
