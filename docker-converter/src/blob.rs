@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
@@ -11,6 +11,14 @@ use crate::tarball::Stream;
 
 /// SHA-256 of something.
 pub type Digest = [u8; 32];
+
+/// What changes when a file is written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
 
 /// A piece of a file.
 #[derive(Debug, Clone)]
@@ -31,6 +39,19 @@ impl Blob {
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// What its file is like now.
+    ///
+    /// # Errors
+    /// The file cannot be looked at.
+    pub fn stamp(&self) -> io::Result<Stamp> {
+        let metadata = self.file.metadata()?;
+        Ok(Stamp {
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        })
     }
 
     /// A piece of it.

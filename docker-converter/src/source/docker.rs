@@ -63,13 +63,7 @@ pub(super) fn open(
             diff_id,
         });
     }
-    Ok(Image {
-        path,
-        configuration,
-        id,
-        layers,
-        files,
-    })
+    Image::new(path, configuration, id, layers)
 }
 
 /// The image that a reference names: `@INDEX`, or `NAME[:TAG]`.

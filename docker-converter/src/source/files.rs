@@ -1,9 +1,9 @@
 //! The files of a source: of a directory, or of a tar archive, which is not unpacked but read where it is.
 
 use std::collections::BTreeMap;
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -25,11 +25,7 @@ pub(super) struct Files {
 #[derive(Debug)]
 enum Place {
     Directory,
-    Archive {
-        file: Arc<File>,
-        opened: Stamp,
-        members: BTreeMap<Vec<u8>, Member>,
-    },
+    Archive(BTreeMap<Vec<u8>, Member>),
 }
 
 /// A member of an archive.
@@ -39,9 +35,6 @@ enum Member {
     /// `docker save` links layers that are the same.
     Link(Vec<u8>),
 }
-
-/// What changes when a file is written.
-type Stamp = (u64, i64, i64, i64, i64);
 
 impl Files {
     /// The files below a directory.
@@ -60,8 +53,7 @@ impl Files {
         let wrong = |reason: String| Error::image(path, reason);
         let file = open(path)?;
         let metadata = file.metadata().map_err(Error::io(path))?;
-        let file = Arc::new(file);
-        let whole = Blob::new(Arc::clone(&file), 0, metadata.len());
+        let whole = Blob::new(Arc::new(file), 0, metadata.len());
         let mut start = [0; 4];
         let begun = whole.reader().read(&mut start).unwrap_or_default();
         if Compression::of(&start[..begun]) != Compression::None {
@@ -104,11 +96,7 @@ impl Files {
         }
         Ok(Self {
             path: path.to_owned(),
-            place: Place::Archive {
-                file,
-                opened: stamp(&metadata),
-                members,
-            },
+            place: Place::Archive(members),
         })
     }
 
@@ -133,7 +121,7 @@ impl Files {
                 let size = file.metadata().map_err(Error::io(&self.path))?.len();
                 Ok(Blob::new(Arc::new(file), 0, size))
             }
-            Place::Archive { members, .. } => {
+            Place::Archive(members) => {
                 let name = join(b"", name.as_bytes()).ok_or_else(missing)?;
                 match members.get(&name) {
                     Some(Member::File(blob)) => Ok(blob.clone()),
@@ -144,18 +132,6 @@ impl Files {
                     None => Err(missing()),
                 }
             }
-        }
-    }
-
-    /// Checks that an archive is still the one that was read.
-    pub(super) fn check_unchanged(&self) -> Result<(), Error> {
-        let Place::Archive { file, opened, .. } = &self.place else {
-            return Ok(());
-        };
-        let now = file.metadata().map_err(Error::io(&self.path))?;
-        match stamp(&now) == *opened {
-            true => Ok(()),
-            false => Err(Error::image(&self.path, "it was changed while it was read")),
         }
     }
 }
@@ -172,16 +148,6 @@ fn open(path: &Path) -> Result<File, Error> {
         true => Ok(file),
         false => Err(Error::image(path, "no regular file")),
     }
-}
-
-fn stamp(metadata: &Metadata) -> Stamp {
-    (
-        metadata.size(),
-        metadata.mtime(),
-        metadata.mtime_nsec(),
-        metadata.ctime(),
-        metadata.ctime_nsec(),
-    )
 }
 
 /// A relative path within the archive, seen from a directory in it; `None` where it leads out.

@@ -5,6 +5,7 @@ mod files;
 mod oci;
 mod platform;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -15,7 +16,7 @@ use sha2::Digest as _;
 
 pub use platform::Platform;
 
-use crate::blob::{Blob, Digest};
+use crate::blob::{Blob, Digest, Stamp};
 use crate::error::Error;
 use crate::layer::PackedLayer;
 use files::Files;
@@ -92,7 +93,8 @@ pub struct Image {
     pub id: Digest,
     /// The layers, the lowest first.
     pub layers: Vec<PackedLayer>,
-    files: Files,
+    /// What the layers' files were like before they were read.
+    opened: Vec<Stamp>,
 }
 
 /// An image configuration (OCI image specification, config.md), as far as it is used here.
@@ -142,13 +144,35 @@ pub fn open(source: &Source, platform: Option<&Platform>) -> Result<Image, Error
 }
 
 impl Image {
-    /// Checks that an archive is still the one that was read. Plain layers stay where they are and are read again after
-    /// their digests were checked.
+    fn new(
+        path: PathBuf,
+        configuration: Configuration,
+        id: Digest,
+        layers: Vec<PackedLayer>,
+    ) -> Result<Self, Error> {
+        let opened: io::Result<_> = layers.iter().map(|layer| layer.blob.stamp()).collect();
+        Ok(Self {
+            opened: opened.map_err(Error::io(&path))?,
+            path,
+            configuration,
+            id,
+            layers,
+        })
+    }
+
+    /// Checks that nothing was written to the layers since they were opened: plain ones stay where they are, and are read again
+    /// after their digests were checked.
     ///
     /// # Errors
-    /// It was changed or cannot be looked at.
+    /// Something was written, or a file cannot be looked at.
     pub fn check_unchanged(&self) -> Result<(), Error> {
-        self.files.check_unchanged()
+        for (layer, opened) in self.layers.iter().zip(&self.opened) {
+            if layer.blob.stamp().map_err(Error::io(&self.path))? != *opened {
+                let reason = format!("layer {} was written to while it was read", layer.name);
+                return Err(Error::image(&self.path, reason));
+            }
+        }
+        Ok(())
     }
 }
 

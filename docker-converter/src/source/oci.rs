@@ -81,13 +81,7 @@ pub(super) fn open(
             diff_id,
         });
     }
-    Ok(Image {
-        path,
-        configuration,
-        id,
-        layers,
-        files,
-    })
+    Image::new(path, configuration, id, layers)
 }
 
 /// The manifest that a descriptor leads to, through indexes.

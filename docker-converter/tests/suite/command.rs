@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::archive::{Archive, Entry};
 use crate::image::Packing;
-use crate::program::{PROGRAM, Place, convert, convert_as, fails, layer, pki, says};
+use crate::program::{PROGRAM, Place, convert, convert_as, fails, layer, pki, says, sha256};
 
 #[test]
 fn a_bundle_from_conversion_to_an_oci_bundle() {
@@ -289,4 +289,40 @@ fn a_sparse_file_of_a_terabyte() {
         .file("sparse", &format!("1\n0\n1\n{}x", "\0".repeat(506)));
     place.layout.layer(&sparse.end(), Packing::Gzip).finish();
     place.fails("its files have 1099511627776 bytes, at most 68719476736 (--max-size)");
+}
+
+#[test]
+fn what_goes_wrong_around_tar2sqfs() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let mut place = Place::new();
+    place.layout.layer(&layer(), Packing::Plain).finish();
+    let blob = place.layout.dir.join("blobs/sha256").join(sha256(&layer()));
+    let programs = place.dir.path().join("programs");
+    fs::create_dir(&programs).unwrap();
+    let stand_in = programs.join("tar2sqfs");
+    let path = format!("{}:/usr/bin:/bin", programs.display());
+    for (script, expected) in [
+        (
+            format!("touch {}; exec /usr/bin/tar2sqfs \"$@\"", blob.display()),
+            "was written to while it was read",
+        ),
+        (
+            "cat > /dev/null; echo no space left >&2; exit 1".to_owned(),
+            "tar2sqfs: exit status: 1: no space left",
+        ),
+        ("kill -9 $$".to_owned(), "tar2sqfs: signal: 9"),
+    ] {
+        fs::write(&stand_in, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&stand_in, fs::Permissions::from_mode(0o755)).unwrap();
+        let mut convert = convert(&place.layout.source(), &place.out());
+        fails(convert.env("PATH", &path), expected, &place.out());
+    }
+    fs::remove_file(&stand_in).unwrap();
+    let mut convert = convert(&place.layout.source(), &place.out());
+    fails(
+        convert.env("PATH", &programs),
+        "tar2sqfs: not installed (Debian: squashfs-tools-ng)",
+        &place.out(),
+    );
 }
