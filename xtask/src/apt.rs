@@ -23,6 +23,7 @@ const BUILD: &[&str] = &[
 /// What trustme runs, and what the tests, the demo and the benchmarks compare it with.
 const TEST: &[&str] = &[
     "attr",
+    "binutils",
     "busybox-static",
     "ca-certificates",
     "containerd",
@@ -31,16 +32,22 @@ const TEST: &[&str] = &[
     "curl",
     "debootstrap",
     "docker.io",
+    "dosfstools",
     "e2fsprogs",
     "iproute2",
     "iptables",
     "kmod",
     "libcap2-bin",
+    "mtools",
     "openssl",
+    // Firmware, signatures and the boot stub for Secure Boot.
+    "ovmf",
     "podman",
     "procps",
+    "python3-venv",
     "qemu-system-x86",
     "runc",
+    "sbsigntool",
     "skopeo",
     // A PKCS#11 token.
     "softhsm2",
@@ -50,6 +57,7 @@ const TEST: &[&str] = &[
     "strace",
     "swtpm",
     "swtpm-tools",
+    "systemd-boot-efi",
     "tpm2-tools",
     "uidmap",
     "umoci",

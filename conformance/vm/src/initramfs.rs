@@ -71,12 +71,17 @@ const MODULES: &[&str] = &[
     "dm-crypt",
     "dm-integrity",
     "sha256_generic",
+    "sha512_generic",
+    "aes_generic",
+    "cbc",
+    "ecb",
     "xts",
     "cts",
     "hmac",
     "aesni-intel",
     "tpm_crb",
     "tpm_tis",
+    "efivarfs",
     "vfat",
     "nls_ascii",
     "nls_cp437",
@@ -92,8 +97,8 @@ const INIT: &str = r#"#!/bin/busybox sh
 export PATH=/sbin:/usr/sbin:/bin:/usr/bin DM_DISABLE_UDEV=1 HOME=/root TPM2TOOLS_TCTI=device:/dev/tpmrm0
 if [ "$1" != second ]; then
     mount -t proc proc /proc; mount -t sysfs sys /sys
-    for m in $(cat /modules); do modprobe -q $m; done
-    [ -d /sys/firmware/efi ] && modprobe -q efivarfs
+    # efivarfs refuses on a machine without EFI.
+    for m in $(cat /modules); do modprobe -q $m 2>/dev/null; done
     mkdir /new; mount -t tmpfs -o mode=755,size=80% tmpfs /new
     for d in bin sbin usr lib lib64 etc root init; do cp -a /$d /new/; done
     mkdir -p /new/proc /new/sys /new/dev /new/tmp /new/run /new/var /new/host /new/mnt
@@ -106,6 +111,7 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup; mount -t securityfs securityfs /sys/ker
 [ -d /sys/firmware/efi ] && mount -t efivarfs efivarfs /sys/firmware/efi/efivars
 ip link set lo up
 mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,cache=none host /host || echo "trustme-vm: no 9p"
+mkdir -p /disk; for d in /dev/vdb /dev/vda; do mount -t ext4 $d /disk 2>/dev/null && break; done
 # From tmpfs: IMA would read and hash a program on 9p at every start.
 mkdir -p /opt/trustme && cp /host/bin/* /opt/trustme
 if grep -q trustme.shell /proc/cmdline; then

@@ -88,8 +88,16 @@ fn dependency_of(package: &str, prefix: &str) -> Result<String> {
 /// Runs a command and fails with its standard error when it does not succeed.
 ///
 /// # Errors
-/// Fails when the program cannot be started or ends with another code than 0.
+/// The program cannot be started, or ends with another code than 0.
 pub fn checked(command: &mut Command) -> Result<()> {
+    printed(command).map(drop)
+}
+
+/// As [`checked`]; what it prints.
+///
+/// # Errors
+/// As [`checked`].
+pub fn printed(command: &mut Command) -> Result<String> {
     let output = command
         .output()
         .with_context(|| format!("{:?}", command.get_program()))?;
@@ -99,5 +107,5 @@ pub fn checked(command: &mut Command) -> Result<()> {
         output.status,
         String::from_utf8_lossy(&output.stderr).trim()
     );
-    Ok(())
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -1,19 +1,28 @@
 //! The host side of the scenarios: boots what they need, collects the verdicts, prints a line for each.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::machine::{self, Firmware, Power};
+use crate::packages::checked;
 use crate::scenarios::{self, Boot, Scenario};
+use crate::uefi;
 use crate::verdict::{PLAN, Plan, Verdict};
 use crate::workshop::Workshop;
 
 /// A boot may take this long, scenarios included: three times what was seen.
 const BOOT_LIMIT: Duration = Duration::from_secs(720);
+
+/// The guest's disk, beside the TPM's state: both last over the boots of a machine.
+const DISK: &str = "disk.img";
+
+/// Sparse.
+const DISK_SIZE: u64 = 2 << 30;
 
 /// Runs all scenarios, or those that are named, or those of the machines that are named.
 ///
@@ -90,7 +99,7 @@ fn run_boot(workshop: &Workshop, boot: Boot, scenarios: &[Scenario]) -> Result<V
         firmware: &firmware,
         tpm_state: &state.join("tpm"),
         share: &share,
-        disk: None,
+        disk: Some(&state.join(DISK)),
         console_log: &console,
         timeout: BOOT_LIMIT,
     }
@@ -144,16 +153,23 @@ fn report(boot: Boot, verdict: &Verdict, share: &Path) {
 fn firmware(workshop: &Workshop, boot: Boot) -> Result<Firmware> {
     match boot {
         Boot::Direct => workshop.direct(""),
-        _ => bail!("not yet"),
+        _ => uefi::machine(workshop, boot.name(), boot != Boot::SecureBootOff),
     }
 }
 
-/// A new TPM.
+/// A new TPM and an empty disk.
 fn new_state(state: &Path) -> Result<()> {
     if state.exists() {
         fs::remove_dir_all(state).with_context(|| format!("{}", state.display()))?;
     }
-    machine::new_tpm(&state.join("tpm"))
+    machine::new_tpm(&state.join("tpm"))?;
+    let disk = state.join(DISK);
+    File::create(&disk)?.set_len(DISK_SIZE)?;
+    checked(
+        Command::new("mkfs.ext4")
+            .args(["-q", "-O", "encrypt"])
+            .arg(disk),
+    )
 }
 
 /// Boots the machine `direct` with its console on the caller's terminal and a shell in it.
@@ -169,7 +185,7 @@ pub fn shell(workshop: &Workshop) -> Result<()> {
         firmware: &firmware,
         tpm_state: &state.join("tpm"),
         share: &share,
-        disk: None,
+        disk: Some(&state.join(DISK)),
         console_log: Path::new("/dev/null"),
         timeout: BOOT_LIMIT,
     }

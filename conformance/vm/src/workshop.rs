@@ -5,12 +5,19 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use crate::bundles;
 use crate::initramfs::{self, Made};
 use crate::machine::Firmware;
 use crate::packages;
 
 /// The programs that a guest has in `/host/bin`, and copies to `/opt/trustme`.
-pub const PROGRAMS: &[&str] = &["trustme", "trustme-hook", "trustmectl", "trustme-vm-guest"];
+pub const PROGRAMS: &[&str] = &[
+    "trustme",
+    "trustme-hook",
+    "trustme-convert",
+    "trustmectl",
+    "trustme-vm-guest",
+];
 
 /// The kernel's command line on both machines.
 ///
@@ -63,10 +70,10 @@ impl Workshop {
         initramfs::make(&self.cache, kernel, &own)
     }
 
-    /// Makes the directory that guest `name` shares, empty but for the programs in `bin`.
+    /// Makes the directory that guest `name` shares: programs in `bin`, signed GuestOS in `bundles`.
     ///
     /// # Errors
-    /// A program has not been built.
+    /// A program has not been built, or a bundle cannot be made.
     pub fn share(&self, name: &str) -> Result<PathBuf> {
         let share = self.cache.join(format!("share-{name}"));
         if share.exists() {
@@ -79,6 +86,22 @@ impl Workshop {
             fs::copy(&from, bin.join(name))
                 .with_context(|| format!("{}: has it been built?", from.display()))?;
         }
+        bundles::share(&self.cache, &self.programs, &share)?;
         Ok(share)
     }
+}
+
+/// Makes `path` by a staging path beside it that is renamed, so it is complete where it exists.
+///
+/// # Errors
+/// That of `make`, or the rename fails.
+pub fn made_once(path: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    if !path.exists() {
+        let parent = path.parent().context("a path in the cache")?;
+        let dir = tempfile::tempdir_in(parent)?;
+        let staging = dir.path().join("made");
+        make(&staging).with_context(|| format!("cannot make {}", path.display()))?;
+        fs::rename(&staging, path).with_context(|| format!("{}: rename", path.display()))?;
+    }
+    Ok(path.to_owned())
 }

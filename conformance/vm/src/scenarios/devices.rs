@@ -14,7 +14,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
 }];
 
 fn devices(guest: &mut Guest) -> Result<()> {
-    let mut container = Container::new(guest, &["sleep", "1000"], |config| {
+    let mut container = Container::busybox(guest, &["sleep", "1000"], |config| {
         // A loop device that may be read, and one that may not be used at all.
         config["linux"]["devices"] = json!([
             {"path": "/dev/loop5", "type": "b", "major": 7, "minor": 5, "fileMode": 438},
@@ -25,11 +25,11 @@ fn devices(guest: &mut Guest) -> Result<()> {
             {"allow": true, "type": "b", "major": 7, "minor": 5, "access": "r"},
         ]});
     })?;
-    container.ok("run --detach --bundle BUNDLE ID")?;
+    container.start()?;
     rules_hold(&mut container)?;
     container.ok("update --pids-limit 100 ID")?;
     rules_hold(&mut container)?;
-    container.end()
+    container.end("KILL")
 }
 
 fn rules_hold(container: &mut Container<'_>) -> Result<()> {

@@ -24,7 +24,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 const MIB: u64 = 1 << 20;
 
 fn lifecycle(guest: &mut Guest) -> Result<()> {
-    let mut container = Container::new(guest, &["sleep", "1000"], |_| ())?;
+    let mut container = Container::busybox(guest, &["sleep", "1000"], |_| ())?;
     container.ok("create --bundle BUNDLE ID")?;
     container.wait_for("created")?;
     container.ok("start ID")?;
@@ -58,11 +58,11 @@ fn lifecycle(guest: &mut Guest) -> Result<()> {
     ensure!(number("/data/pids/current")? == 1, "{stats}");
     ensure!(number("/data/pids/limit")? == 16, "{stats}");
     ensure!(number("/data/cpu/usage/total")? > 0, "{stats}");
-    container.end()
+    container.end("KILL")
 }
 
 fn limits(guest: &mut Guest) -> Result<()> {
-    let mut container = Container::new(guest, &["sleep", "1000"], |config| {
+    let mut container = Container::busybox(guest, &["sleep", "1000"], |config| {
         config["linux"]["resources"] = json!({
             "memory": {"limit": 64 * MIB, "reservation": 32 * MIB, "swap": 64 * MIB},
             "pids": {"limit": 24},
@@ -71,7 +71,7 @@ fn limits(guest: &mut Guest) -> Result<()> {
             "unified": {"memory.min": MIB.to_string()},
         });
     })?;
-    container.ok("run --detach --bundle BUNDLE ID")?;
+    container.start()?;
     for (file, wanted) in [
         ("memory.max", (64 * MIB).to_string()),
         ("memory.low", (32 * MIB).to_string()),
@@ -99,5 +99,5 @@ fn limits(guest: &mut Guest) -> Result<()> {
     ensure!(!events.contains("oom_kill 0"), "{events}");
     let full = container.script_fails("for i in $(seq 40); do sleep 60 & done")?;
     ensure!(full.contains("Resource temporarily unavailable"), "{full}");
-    container.end()
+    container.end("KILL")
 }

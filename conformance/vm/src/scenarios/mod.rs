@@ -2,9 +2,12 @@
 
 mod container;
 mod devices;
+mod guestos;
 mod ima;
 mod kernel;
 mod lifecycle;
+mod sealed;
+mod secureboot;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -15,6 +18,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use trustme_conformance::command;
 
+use crate::bundles::ANCHOR;
 use crate::verdict::Verdict;
 
 /// The boots, in their order. Those of the machine `secureboot` have one TPM and one disk.
@@ -57,8 +61,16 @@ pub struct Scenario {
 
 /// Every scenario there is, in the order in which they run.
 pub fn all() -> Vec<Scenario> {
-    [kernel::SCENARIOS, lifecycle::SCENARIOS, devices::SCENARIOS,
-        ima::SCENARIOS].concat()
+    [
+        kernel::SCENARIOS,
+        lifecycle::SCENARIOS,
+        devices::SCENARIOS,
+        guestos::SCENARIOS,
+        ima::SCENARIOS,
+        secureboot::SCENARIOS,
+        sealed::SCENARIOS,
+    ]
+    .concat()
 }
 
 /// What a scenario is given: the shared directory, a directory of its own, and a place to write down what it saw.
@@ -68,6 +80,8 @@ pub struct Guest {
     pub host: PathBuf,
     /// A fresh directory on tmpfs that is this scenario's own.
     pub work: PathBuf,
+    /// Where its containers' volumes are kept.
+    pub volumes: PathBuf,
     /// The scenario's name.
     pub scenario: String,
     log: File,
@@ -89,6 +103,7 @@ impl Guest {
             .with_context(|| format!("{}", log.display()))?;
         Ok(Self {
             host: host.to_owned(),
+            volumes: work.join("volumes"),
             work,
             scenario: scenario.to_owned(),
             log,
@@ -100,19 +115,19 @@ impl Guest {
         Path::new("/opt/trustme").join(name)
     }
 
-    /// A program of ours with a configuration of the scenario's own: everything it keeps is in the scenario's directory, the TPM is
-    /// the machine's.
+    /// A program of ours with a configuration of the scenario's own: what it keeps is in the scenario's directory, the volumes in
+    /// `self.volumes`, the TPM is the machine's.
     ///
     /// # Errors
     /// The configuration cannot be written.
     pub fn ours(&self, program: &str, mode: &str) -> Result<Command> {
         let path = self.work.join("config.toml");
-        let dir = self.work.display();
-        let anchor = self.host.join("bundles/anchor.pem");
         let text = format!(
             "[launch]\nmode = \"{mode}\"\nanchors = \"{}\"\nfloors = \"{dir}/floors\"\n\
-             [log]\npath = \"{dir}/measure.log\"\n[volumes]\ndir = \"{dir}/volumes\"\n",
-            anchor.display()
+             [log]\npath = \"{dir}/measure.log\"\n[volumes]\ndir = \"{}\"\n",
+            self.host.join("bundles").join(ANCHOR).display(),
+            self.volumes.display(),
+            dir = self.work.display()
         );
         fs::write(&path, text).with_context(|| format!("{}", path.display()))?;
         let mut command = Command::new(Self::program(program));
@@ -175,4 +190,11 @@ fn says(path: impl AsRef<Path>, wanted: &str) -> Result<()> {
         bail!("{}: {wanted:?} expected, {text:?} found", path.display());
     }
     Ok(())
+}
+
+/// The value of a PCR of the SHA-256 bank, by tpm2_pcrread, lower-case hex.
+fn pcr(guest: &mut Guest, number: u8) -> Result<String> {
+    let printed = guest.run(Command::new("tpm2_pcrread").arg(format!("sha256:{number}")))?;
+    let value = printed.split("0x").nth(1).context("no value")?;
+    Ok(value.trim().to_lowercase())
 }
