@@ -1,4 +1,4 @@
-//! Turns Docker and OCI images into signed trust|me GuestOS bundles: what `trustme-convert` is made of.
+#![doc = include_str!("../README.md")]
 
 pub mod blob;
 pub mod convert;
