@@ -141,7 +141,8 @@ fn make_demo(dir: &Path) -> Result<()> {
     let root = layers.root();
     ok(Command::new("debootstrap")
         .args(["--variant=minbase", "bookworm"])
-        .arg(&root))?;
+        .arg(&root)
+        .args(mirror()?))?;
     layers.pack()?;
 
     // Packages start no services here.
@@ -185,6 +186,18 @@ fn make_demo(dir: &Path) -> Result<()> {
         "--config.stopsignal=SIGQUIT",
         "--config.label=org.opencontainers.image.title=demo",
     ])
+}
+
+/// The mirror that this machine has bookworm from; debootstrap's own choice where it has none.
+fn mirror() -> Result<Option<String>> {
+    let format = "$(CODENAME) $(COMPONENT) $(REPO_URI)";
+    let targets = ok(Command::new("apt-get")
+        .args(["indextargets", "--format", format])
+        .arg("Created-By: Packages"))?;
+    let mirror = targets
+        .lines()
+        .find_map(|line| line.strip_prefix("bookworm main "));
+    Ok(mirror.map(str::to_owned))
 }
 
 fn make_small(dir: &Path) -> Result<()> {
