@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, ensure};
 use sha2::{Digest, Sha256};
 use trustme_conformance::command::ok;
 use trustme_conformance::fixtures::Fixtures;
@@ -23,23 +23,27 @@ pub const NOISE_COPY: &str = "noise";
 pub const NOISE: &str = "srv/noise";
 
 /// The directory with the bundles `small-1` (busybox, a volume at /data) and `nginx-1` (the demo's), made anew when the
-/// converter changes.
+/// converter or an image changes.
 ///
 /// # Errors
 /// An image cannot be made or converted.
 pub fn make(cache: &Path, programs: &Path) -> Result<PathBuf> {
-    let converter = programs.join("trustme-convert");
-    let bytes = fs::read(&converter)
-        .with_context(|| format!("{}: has it been built?", converter.display()))?;
-    let digest = hex::encode(&Sha256::digest(bytes)[..8]);
-    made_once(&cache.join(format!("bundles-{digest}")), |staging| {
-        let fixtures = Fixtures::with(Programs::in_dir(programs)?)?;
+    let fixtures = Fixtures::with(Programs::in_dir(programs)?)?;
+    let images = [
+        ("small", fixtures.small_image()?),
+        ("nginx", fixtures.demo_image()?),
+    ];
+    let mut digest = Sha256::new();
+    digest.update(fs::read(programs.join("trustme-convert"))?);
+    for (_, image) in &images {
+        // An image's path names what it was made of.
+        digest.update(image.archive.as_os_str().as_encoded_bytes());
+    }
+    let name = format!("bundles-{}", &hex::encode(digest.finalize())[..16]);
+    made_once(&cache.join(name), |staging| {
         fs::create_dir(staging)?;
-        for (name, image) in [
-            ("small", fixtures.small_image()?),
-            ("nginx", fixtures.demo_image()?),
-        ] {
-            ok(&mut fixtures.convert_as(name, &image, staging, 1)?)?;
+        for (name, image) in &images {
+            ok(&mut fixtures.convert_as(name, image, staging, 1)?)?;
         }
         fs::copy(fixtures.anchor()?, staging.join(ANCHOR))?;
         let noise = Command::new("unsquashfs")
@@ -47,7 +51,7 @@ pub fn make(cache: &Path, programs: &Path) -> Result<PathBuf> {
             .arg(staging.join("small-1/root.img"))
             .arg(NOISE)
             .output()?;
-        anyhow::ensure!(noise.status.success(), "unsquashfs: {noise:?}");
+        ensure!(noise.status.success(), "unsquashfs: {noise:?}");
         fs::write(staging.join(NOISE_COPY), noise.stdout)?;
         Ok(())
     })

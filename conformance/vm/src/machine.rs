@@ -44,8 +44,8 @@ pub struct Power<'a> {
     pub tpm_state: &'a Path,
     /// Directory shared with the guest as `/host`.
     pub share: &'a Path,
-    /// A raw disk for the guest (`/dev/vda`, or `/dev/vdb` behind an EFI system partition), if it wants one.
-    pub disk: Option<&'a Path>,
+    /// A raw disk for the guest: `/dev/vda`, or `/dev/vdb` behind an EFI system partition.
+    pub disk: &'a Path,
     /// Where the serial console is kept.
     pub console_log: &'a Path,
     /// After this long the machine is killed, by pid.
@@ -163,12 +163,10 @@ impl Power<'_> {
                 qemu.args(["-device", "virtio-blk-pci,drive=esp,bootindex=0"]);
             }
         }
-        if let Some(disk) = self.disk {
-            qemu.arg("-drive").arg(format!(
-                "if=virtio,format=raw,cache=unsafe,file={}",
-                disk.display()
-            ));
-        }
+        qemu.arg("-drive").arg(format!(
+            "if=virtio,format=raw,cache=unsafe,file={}",
+            self.disk.display()
+        ));
         qemu
     }
 }

@@ -31,7 +31,11 @@ pub fn kernel(cache: &Path) -> Result<Kernel> {
     let image = root.join("boot").join(format!("vmlinuz-{release}"));
     if !image.exists() {
         let staging = tempfile::tempdir_in(cache)?;
-        download(&package, staging.path())?;
+        // The package lists may be older than the archive.
+        if download(&package, staging.path()).is_err() {
+            checked(Command::new("apt-get").args(["update", "-qq"]))?;
+            download(&package, staging.path())?;
+        }
         let unpacked = staging.path().join("root");
         for entry in std::fs::read_dir(staging.path())? {
             let path = entry?.path();

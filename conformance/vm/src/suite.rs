@@ -99,7 +99,7 @@ fn run_boot(workshop: &Workshop, boot: Boot, scenarios: &[Scenario]) -> Result<V
         firmware: &firmware,
         tpm_state: &state.join("tpm"),
         share: &share,
-        disk: Some(&state.join(DISK)),
+        disk: &state.join(DISK),
         console_log: &console,
         timeout: BOOT_LIMIT,
     }
@@ -185,7 +185,7 @@ pub fn shell(workshop: &Workshop) -> Result<()> {
         firmware: &firmware,
         tpm_state: &state.join("tpm"),
         share: &share,
-        disk: Some(&state.join(DISK)),
+        disk: &state.join(DISK),
         console_log: Path::new("/dev/null"),
         timeout: BOOT_LIMIT,
     }

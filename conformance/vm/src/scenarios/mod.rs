@@ -151,14 +151,6 @@ impl Guest {
         self.outcome(command)?.ok()
     }
 
-    /// Runs a program that must fail, and returns its standard error.
-    ///
-    /// # Errors
-    /// It succeeds.
-    pub fn refused(&mut self, command: &mut Command) -> Result<String> {
-        self.outcome(command)?.fails()
-    }
-
     /// Runs a program to its end.
     ///
     /// # Errors
