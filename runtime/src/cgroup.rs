@@ -13,29 +13,13 @@ use oci_spec::runtime::LinuxResources;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::sys;
+use crate::hierarchy::{
+    CGROUP_ROOT, V1_CONTROLLERS, is_unified, own_cgroup, scope_path, v1_mounts,
+};
+use crate::{root, sys};
 
-const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 /// The limit of swap alone, with v2.
 const SWAP_MAX: &str = "memory.swap.max";
-/// linux/magic.h
-const CGROUP2_SUPER_MAGIC: u64 = 0x6367_7270;
-
-/// The cgroup v1 controllers that libcgroups handles, by the name of the directory they are mounted on.
-const V1_CONTROLLERS: [&str; 12] = [
-    "cpu",
-    "cpuacct",
-    "cpuset",
-    "devices",
-    "hugetlb",
-    "memory",
-    "pids",
-    "perf_event",
-    "blkio",
-    "net_prio",
-    "net_cls",
-    "freezer",
-];
 
 /// How long processes may take to leave a cgroup after they were killed.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -145,11 +129,10 @@ impl Cgroups {
     /// If a directory cannot be made or joined. An ordinary user who may not is left where it is, as runc does; the
     /// directory is missing then for all who come later.
     pub fn join(&self) -> Result<()> {
-        let ordinary = !rustix::process::geteuid().is_root();
         for dir in &self.dirs {
             match dir.join() {
-                Err(err) if is_denied(&err) && (ordinary || dir.is_named()) => (),
-                Err(err) if err.kind() == io::ErrorKind::NotFound && ordinary => (),
+                Err(err) if is_denied(&err) && (dir.is_named() || root::is_ordinary()) => (),
+                Err(err) if err.kind() == io::ErrorKind::NotFound && root::is_ordinary() => (),
                 other => {
                     other.with_context(|| format!("cannot join cgroup {}", dir.path.display()))?
                 }
@@ -172,6 +155,14 @@ impl Cgroups {
     /// True with cgroup v2.
     pub fn is_unified(&self) -> bool {
         self.dirs.iter().all(|dir| dir.controller.is_empty())
+    }
+
+    /// True if there is a directory of it.
+    pub fn exist(&self) -> bool {
+        self.dirs
+            .iter()
+            .any(|dir| dir.path.is_dir() && !dir.existed)
+            || self.dirs.iter().all(|dir| dir.path.is_dir())
     }
 
     /// The limits with what libcgroups would leave out: with v2 it takes "no swap beyond the memory" for no limit.
@@ -326,6 +317,21 @@ impl CgroupDir {
         !self.controller.is_empty() && !V1_CONTROLLERS.contains(&self.controller.as_str())
     }
 
+    /// The directory that the container will be in: this one, or where the caller is, if that is an ordinary user who may
+    /// not make this one (see [`Cgroups::join`]).
+    pub fn joined(&self) -> PathBuf {
+        let mut above = self.path.ancestors().filter(|dir| dir.is_dir());
+        let writable = |dir: &Path| rustix::fs::access(dir, rustix::fs::Access::WRITE_OK).is_ok();
+        if !root::is_ordinary() || above.next().is_some_and(writable) {
+            return self.path.clone();
+        }
+        let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        match own_cgroup(&own, &self.controller, &self.path) {
+            Some(dir) if dir.is_dir() => dir,
+            _ => self.path.clone(),
+        }
+    }
+
     fn join(&self) -> io::Result<()> {
         if self.controller.is_empty() {
             if !self.existed {
@@ -353,84 +359,19 @@ impl CgroupDir {
     }
 }
 
-/// True where cgroup v2 is mounted on /sys/fs/cgroup.
-///
-/// # Errors
-/// If there is no cgroup file system at all.
-pub fn is_unified() -> Result<bool> {
-    let stat =
-        rustix::fs::statfs(CGROUP_ROOT).with_context(|| format!("no cgroups at {CGROUP_ROOT}"))?;
-    Ok(stat.f_type as u64 == CGROUP2_SUPER_MAGIC)
-}
-
-/// The hierarchies that are mounted, as controller (or name) and mount point.
-fn v1_mounts() -> Result<Vec<(String, PathBuf)>> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo")
-        .context("cannot read /proc/self/mountinfo")?;
-    Ok(v1_mounts_of(&table))
-}
-
-/// Parses mountinfo (proc_pid_mountinfo(5)): the fifth field is the mount point, the type follows the ` - `.
-fn v1_mounts_of(table: &str) -> Vec<(String, PathBuf)> {
-    let mut mounts: Vec<(String, PathBuf)> = Vec::new();
-    for line in table.lines() {
-        let Some((left, right)) = line.split_once(" - ") else {
-            continue;
-        };
-        let Some(mount) = left.split(' ').nth(4).map(Path::new) else {
-            continue;
-        };
-        let names = mount
-            .file_name()
-            .and_then(|name| name.to_str())
-            .unwrap_or_default();
-        if right.split(' ').next() != Some("cgroup") || !mount.starts_with(CGROUP_ROOT) {
-            continue;
-        }
-        let named = right
-            .split([' ', ','])
-            .any(|option| option.starts_with("name="));
-        for name in names.split(',') {
-            let known = mounts.iter().any(|(found, _)| found == name);
-            if !known && (named || V1_CONTROLLERS.contains(&name)) {
-                mounts.push((name.to_owned(), mount.to_path_buf()));
-            }
+/// True if there is a limit in it, rules for devices aside.
+pub fn names_a_limit(resources: &LinuxResources) -> bool {
+    fn holds_something(value: &serde_json::Value) -> bool {
+        match value {
+            serde_json::Value::Null => false,
+            serde_json::Value::Array(list) => list.iter().any(holds_something),
+            serde_json::Value::Object(map) => map.values().any(holds_something),
+            _ => true,
         }
     }
-    mounts
-}
-
-/// The path of the scope that systemd makes for `slice:prefix:name` (runc's form of cgroupsPath), below the root.
-fn scope_path(path: &Path) -> Result<PathBuf> {
-    let text = path.to_str().context("cgroupsPath is no UTF-8")?;
-    let [slice, prefix, name] = text.split(':').collect::<Vec<_>>()[..] else {
-        bail!(
-            "expected cgroupsPath to be of format \"slice:prefix:name\" for systemd cgroups, got {text:?} instead"
-        );
-    };
-    let slice = if slice.is_empty() {
-        "system.slice"
-    } else {
-        slice
-    };
-    let mut dir = PathBuf::new();
-    if slice != "-.slice" {
-        let stem = slice
-            .strip_suffix(".slice")
-            .context("the slice in cgroupsPath lacks .slice")?;
-        // a-b.slice lies in a.slice (systemd.slice(5)).
-        let ends = stem
-            .match_indices('-')
-            .map(|(at, _)| at)
-            .chain([stem.len()]);
-        dir.extend(ends.map(|end| format!("{}.slice", &stem[..end])));
-    }
-    dir.push(match (name.ends_with(".slice"), prefix) {
-        (true, _) => name.to_owned(),
-        (false, "") => format!("{name}.scope"),
-        (false, prefix) => format!("{prefix}-{name}.scope"),
-    });
-    Ok(dir)
+    let mut resources = resources.clone();
+    resources.set_devices(None);
+    serde_json::to_value(resources).is_ok_and(|json| holds_something(&json))
 }
 
 fn is_denied(err: &io::Error) -> bool {
@@ -550,37 +491,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hierarchies_are_found() {
-        let table = "25 1 0:22 / /proc rw - proc proc rw\n\
-                     30 29 0:26 / /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct\n\
-                     31 29 0:27 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n\
-                     32 29 0:28 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
-                     33 29 0:28 / /mnt/memory rw - cgroup cgroup rw,memory\n\
-                     34 29 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
-        let mount = |name: &str, path: &str| (name.to_owned(), PathBuf::from(path));
-        assert_eq!(
-            v1_mounts_of(table),
-            [
-                mount("cpu", "/sys/fs/cgroup/cpu,cpuacct"),
-                mount("cpuacct", "/sys/fs/cgroup/cpu,cpuacct"),
-                mount("systemd", "/sys/fs/cgroup/systemd"),
-                mount("memory", "/sys/fs/cgroup/memory"),
-            ]
-        );
-    }
-
-    #[test]
-    fn scopes_lie_where_systemd_puts_them() {
-        for (path, scope) in [
-            ("system.slice:docker:abc", "system.slice/docker-abc.scope"),
-            (":runc:abc", "system.slice/runc-abc.scope"),
-            ("a-b-c.slice:x:y", "a.slice/a-b.slice/a-b-c.slice/x-y.scope"),
-            ("-.slice:x:y", "x-y.scope"),
-            ("user.slice::y", "user.slice/y.scope"),
+    fn limits_are_told_from_rules_for_devices() {
+        for (resources, limited) in [
+            (serde_json::json!({}), false),
+            (
+                serde_json::json!({"devices": [{"allow": false, "access": "rwm"}], "memory": {}}),
+                false,
+            ),
+            (serde_json::json!({"pids": {"limit": 5}}), true),
+            (serde_json::json!({"memory": {"limit": 5}}), true),
         ] {
-            assert_eq!(scope_path(Path::new(path)).unwrap(), Path::new(scope));
+            let parsed: LinuxResources = serde_json::from_value(resources.clone()).unwrap();
+            assert_eq!(names_a_limit(&parsed), limited, "{resources}");
         }
-        assert!(scope_path(Path::new("abc")).is_err());
     }
 
     #[test]

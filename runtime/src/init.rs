@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use libcontainer::container::ContainerStatus;
 use libcontainer::namespaces::Namespaces;
 use libcontainer::network::address::AddressClient;
@@ -19,7 +19,7 @@ use libcontainer::network::network_device::{
 };
 use libcontainer::network::wrapper::create_network_client;
 use libcontainer::process::channel::{InitReceiver, MainSender};
-use libcontainer::syscall::Syscall;
+use libcontainer::syscall::{Syscall, SyscallError};
 use libcontainer::{capabilities, hooks, seccomp, tty};
 use nix_of_libcontainer::sched::CloneFlags;
 use nix_of_libcontainer::unistd::Pid;
@@ -238,11 +238,21 @@ fn verify_directory() -> Result<()> {
 
 /// Gives up all capabilities that the process is not to have.
 fn restrict(process: &Process, syscall: &dyn Syscall) -> Result<()> {
-    capabilities::reset_effective(syscall).context("unable to apply caps")?;
-    match process.capabilities() {
-        Some(sets) => capabilities::drop_privileges(sets, syscall).context("unable to apply caps"),
-        None => Ok(()),
-    }
+    let restrict = || -> Result<(), SyscallError> {
+        capabilities::reset_effective(syscall)?;
+        match process.capabilities() {
+            Some(sets) => capabilities::drop_privileges(sets, syscall),
+            None => Ok(()),
+        }
+    };
+    // The error repeats itself at each level: what the kernel said is at the end of the innermost.
+    restrict().map_err(|err| {
+        let err = anyhow::Error::from(err);
+        let text = err.root_cause().to_string();
+        let text = text.split(" (os error").next().unwrap_or_default();
+        let reason = text.rsplit(": ").next().unwrap_or_default();
+        anyhow!("unable to apply caps: {}", reason.to_lowercase())
+    })
 }
 
 /// Loads the seccomp filter; the descriptor of one that notifies goes to the runtime, which hands it on.

@@ -12,6 +12,7 @@ pub mod creation;
 pub mod devices;
 pub mod executor;
 pub mod foreground;
+pub mod hierarchy;
 pub mod hooks;
 pub mod idmap;
 pub mod init;

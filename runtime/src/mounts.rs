@@ -300,7 +300,7 @@ fn cgroup_mounts(mount: &Mount, cgroups: &Cgroups) -> Result<Vec<Mount>> {
                 let bind = MountBuilder::default()
                     .destination(destination)
                     .typ("bind")
-                    .source(dir.path.clone())
+                    .source(dir.joined())
                     .options(options.clone());
                 mounts.push(bind.build()?);
             }

@@ -62,16 +62,35 @@ impl Root {
     }
 }
 
+/// As runc: where there is a directory for the user's files, it is taken by an ordinary user, also by one who is root of a
+/// user namespace (Podman's), unless it calls itself root.
 fn default_path(global: &Global) -> PathBuf {
-    let rootless = match global.rootless.as_str() {
+    let system = PathBuf::from("/run/trustme");
+    let Some(dir) = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()) else {
+        return system;
+    };
+    let own = match global.rootless.as_str() {
         "true" => true,
         "false" => false,
-        _ => !rustix::process::geteuid().is_root(),
+        _ if !rustix::process::geteuid().is_root() => true,
+        _ => is_ordinary() && std::env::var_os("USER").is_none_or(|user| user != "root"),
     };
-    match std::env::var_os("XDG_RUNTIME_DIR") {
-        Some(dir) if rootless && !dir.is_empty() => PathBuf::from(dir).join("trustme"),
-        _ => PathBuf::from("/run/trustme"),
+    match own {
+        true => PathBuf::from(dir).join("trustme"),
+        false => system,
     }
+}
+
+/// True without root's privileges on the host: for an ordinary user, and for root of a user namespace.
+pub fn is_ordinary() -> bool {
+    !rustix::process::geteuid().is_root()
+        || std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !maps_everybody(&map))
+}
+
+/// True for the map of the first user namespace (user_namespaces(7)).
+fn maps_everybody(map: &str) -> bool {
+    let fields: Vec<_> = map.split_whitespace().collect();
+    fields == ["0", "0", "4294967295"]
 }
 
 /// Checks a container id: letters, digits, `_`, `+`, `-` and `.`, at most 1024 bytes as runc, not `.` or `..`.
@@ -92,6 +111,14 @@ pub fn validate_id(id: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_user_namespace_is_known() {
+        assert!(maps_everybody("         0          0 4294967295\n"));
+        assert!(!maps_everybody(
+            "         0       1000          1\n         1     100000      65536\n"
+        ));
+    }
 
     #[test]
     fn ids_are_checked() {

@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use libcgroups::common::{CgroupManager, ControllerOpt};
 use libcontainer::container::State;
 use libcontainer::namespaces::Namespaces;
@@ -32,7 +32,7 @@ use oci_spec::runtime::{
 };
 use rustix::process::DumpableBehavior;
 
-use crate::cgroup::Cgroups;
+use crate::cgroup::{self, Cgroups};
 use crate::executor::Program;
 use crate::idmap::IdMapped;
 use crate::mounts::Step;
@@ -403,6 +403,13 @@ fn join_cgroups(args: &Blueprint<'_>, linux: &Linux, is_init: bool) -> Result<()
         return Ok(());
     };
     let resources = &cgroups.completed(resources);
+    if rootless && !cgroups.exist() {
+        // Of an ordinary user to whom no cgroup was delegated. As runc: devices are nothing to keep such a user from.
+        return match cgroup::names_a_limit(resources) {
+            true => bail!("cannot set limits: container could not join or create cgroup"),
+            false => Ok(()),
+        };
+    }
     limit(&cgroup_manager(args)?.with_rootless(rootless), resources)?;
     match (resources.devices(), cgroups.dirs.first()) {
         // An ordinary user may load no such program, and has no devices to keep anybody from.
