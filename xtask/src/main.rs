@@ -2,6 +2,7 @@
 
 mod apt;
 mod build;
+mod engines;
 mod fuzz;
 mod oci;
 mod test;
@@ -32,6 +33,9 @@ enum Command {
         /// Run the official OCI validation suite instead, against trustme, runc and crun.
         #[arg(long)]
         oci: bool,
+        /// Compare containerd, Docker and Podman with trustme and with runc instead.
+        #[arg(long, conflicts_with = "oci")]
+        engines: bool,
         /// Run the scenarios of the virtual machine instead (conformance/vm); --only names scenarios or machines.
         #[arg(long, conflicts_with = "oci")]
         vm: bool,
@@ -81,6 +85,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Demo => trustme_conformance::demo::run(&build::release()?),
         Command::Test { oci: true, .. } => oci::run(),
+        Command::Test { engines: true, .. } => engines::run(),
         Command::Test { vm: true, only, .. } => vm::test(&only),
         Command::Vm {
             action: VmAction::Shell,
