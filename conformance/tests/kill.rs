@@ -44,7 +44,11 @@ impl Victim {
         let machine = Machine::new(fixtures, "enforce")?;
         let conf = machine.install_small(fixtures)?;
         let bundle = machine.make_bundle(&conf)?;
-        Ok(Self { machine, bundle })
+        let victim = Self { machine, bundle };
+        // Once undisturbed: the first launch of all makes directories that stay.
+        ok(&mut victim.create())?;
+        ok(&mut victim.machine.trustme("delete --force ID"))?;
+        Ok(victim)
     }
 
     fn create(&self) -> Command {
@@ -146,6 +150,7 @@ fn was_killed(ran: &Ran) -> Result<()> {
 
 fn create_killed_at_24_points(fixtures: &Fixtures) -> Result<Outcome> {
     let mut victim = Victim::new(fixtures)?;
+    victim.forget()?;
     let calls = calls(&victim.create(), &victim.machine.path("calls"))?;
     ok(&mut victim.machine.trustme("delete --force ID"))?;
     for (number, point) in spread(&calls, 24) {
@@ -161,6 +166,7 @@ fn create_killed_at_24_points(fixtures: &Fixtures) -> Result<Outcome> {
 
 fn launch_hook_killed_at_24_points(fixtures: &Fixtures) -> Result<Outcome> {
     let mut victim = Victim::new(fixtures)?;
+    victim.forget()?;
     let calls = victim.hook_calls(fixtures, "launch", victim.create())?;
     ok(&mut victim.machine.trustme("delete --force ID"))?;
     for (number, point) in spread(&calls, 24) {
