@@ -89,6 +89,9 @@ fn traced(command: &Command, arguments: &[&str]) -> Command {
     let mut strace = Command::new("strace");
     strace.args(arguments).arg("--").arg(command.get_program());
     strace.args(command.get_args());
+    if let Some(dir) = command.get_current_dir() {
+        strace.current_dir(dir);
+    }
     for (name, value) in command.get_envs() {
         match value {
             Some(value) => strace.env(name, value),

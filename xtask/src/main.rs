@@ -93,7 +93,10 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Test { only, .. } => test::run(&only),
         Command::Bench { quick } => {
             let effort = if quick { Effort::Quick } else { Effort::Full };
-            trustme_conformance::bench::run(&build::release()?, effort)
+            let programs = build::release()?;
+            // crun does not start beside two kinds of cgroups.
+            trustme_oci_suite::private::enter()?;
+            trustme_conformance::bench::run(&programs, effort)
         }
         Command::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
         Command::Apt => Ok(()),
