@@ -188,15 +188,16 @@ fn lock_root(root: &Root) -> Result<OwnedFd> {
 }
 
 fn inspect(dir: &Path) -> Result<Found> {
-    if dir.join(STATE_FILE).exists() {
-        return Ok(Found::InUse);
-    }
+    // Looked for last: a creation that ends meanwhile, which takes no lock of the root, writes it before the claim goes.
+    let has_state = || dir.join(STATE_FILE).exists();
     let path = dir.join(CREATING_FILE);
     let file = match rustix::fs::open(&path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
+        Err(Errno::NOENT) if has_state() => return Ok(Found::InUse),
         Err(Errno::NOENT) => return Ok(Found::Remains(None)),
         other => other.with_context(|| format!("cannot open {}", path.display()))?,
     };
     match rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) if has_state() => Ok(Found::InUse),
         Ok(()) => Ok(Found::Remains(Some(File::from(file)))),
         Err(Errno::AGAIN | Errno::ACCESS) => Ok(Found::InUse),
         Err(err) => Err(err).with_context(|| format!("cannot lock {}", path.display())),

@@ -352,7 +352,7 @@ fn workers_do_not_get_in_each_others_way() {
         for worker in 0..8 {
             let (shared, line) = (&shared, &line);
             scope.spawn(move || {
-                for round in 0..8 {
+                for round in 0..25 {
                     let mut run = shared.command(&line(format!("{}-{worker}-{round}", shared.id)));
                     let output = run.output().unwrap();
                     assert!(output.status.success(), "{}", text(&output.stderr));
@@ -377,6 +377,24 @@ fn workers_do_not_get_in_each_others_way() {
     let left: Vec<_> = std::fs::read_dir(shared.root()).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
     shared.assert_gone();
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(
+        !mounts.contains(shared.path().to_str().unwrap()),
+        "{mounts}"
+    );
+    let cgroups = std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten();
+    for entry in cgroups
+        .flat_map(|hierarchy| std::fs::read_dir(hierarchy.path()))
+        .flatten()
+        .flatten()
+    {
+        let name = entry.file_name();
+        assert!(
+            !name.to_string_lossy().starts_with(&shared.id),
+            "{}",
+            entry.path().display()
+        );
+    }
 }
 
 #[test]

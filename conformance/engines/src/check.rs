@@ -45,6 +45,8 @@ impl Check {
 /// What was printed, without what differs from run to run: ids, times, the name of the runtime.
 pub fn normal(text: &str, runtime: &str) -> String {
     let mut text = text.replace(runtime, "RUNTIME").replace('\0', "");
+    // What script(1) echoes for the end of its input, somewhere.
+    text = text.replace("^@", "");
     while let Some((before, rest)) = text.split_once("time=\"") {
         let after = rest.split_once('"').map_or("", |(_, after)| after);
         text = format!("{before}{after}");

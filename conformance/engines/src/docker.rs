@@ -226,7 +226,7 @@ pub const CHECKS: &[Check] = &[
     ),
     check(
         "shared-namespaces",
-        "$RUN -d --name $ID --hostname first $IMAGE sleep 60 > /dev/null; $RUN --rm --pid container:$ID --ipc container:$ID $IMAGE sh -c 'ps | grep -q \"[s]leep 60\" && echo seen'",
+        "$RUN -d --name $ID --ipc shareable $IMAGE sleep 60 > /dev/null; $RUN --rm --pid container:$ID --ipc container:$ID $IMAGE sh -c 'ps | grep -q \"[s]leep 60\" && echo seen'",
         "seen\n",
     ),
     not_with(
