@@ -89,7 +89,7 @@ fn remove_cgroups() -> Result<()> {
 
 /// youki built from crates.io, kept in `cache`.
 fn youki(cache: &Path, effort: Effort) -> Result<PathBuf> {
-    let root = cache.join(format!("youki-{YOUKI}"));
+    let root = cache.join(format!("youki-{YOUKI}-v1"));
     let program = root.join("bin/youki");
     if program.is_file() {
         return Ok(program);
@@ -107,6 +107,8 @@ fn youki(cache: &Path, effort: Effort) -> Result<PathBuf> {
         YOUKI,
         "--locked",
         "--quiet",
+        // Left out by default.
+        "--features=v1",
         "--root",
     ]);
     cargo.arg(&root).env("CARGO_TARGET_DIR", root.join("build"));
