@@ -10,9 +10,8 @@ const BUILD: &[&str] = &[
     "g++",
     "gcc",
     "libc6-dev",
-    // bindgen, for the TSS, libcryptsetup and the device mapper.
+    // bindgen, for the TSS and the device mapper.
     "libclang-dev",
-    "libcryptsetup-dev",
     "libdevmapper-dev",
     "libseccomp-dev",
     "libssl-dev",
