@@ -352,6 +352,10 @@ impl Engine {
                 &[],
             ))?;
         }
+        if self.kind == Kind::Rootless {
+            // Ends the process that keeps the user's namespaces.
+            run(&mut self.shell("$E system migrate", &[]))?;
+        }
         self.end_daemons()?;
         for hierarchy in fs::read_dir("/sys/fs/cgroup")?.flatten() {
             let parent = hierarchy.path().join(&self.cgroup);
