@@ -30,8 +30,9 @@ fn main() {
         );
         return;
     }
-    println!("cargo::rustc-link-search=native={}", out.display());
-    for argument in ["-no-pie", "-static"] {
+    // Not as a search path of cargo's, which would count for the tests too: those are linked dynamically.
+    let search = format!("-L{}", out.display());
+    for argument in [search.as_str(), "-no-pie", "-static"] {
         println!("cargo::rustc-link-arg-bin=trustme={argument}");
     }
 }

@@ -9,8 +9,8 @@ pub const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 /// linux/magic.h
 const CGROUP2_SUPER_MAGIC: u64 = 0x6367_7270;
 
-/// The cgroup v1 controllers that libcgroups handles, by the name of the directory they are mounted on.
-pub const V1_CONTROLLERS: [&str; 12] = [
+/// The cgroup v1 controllers that are joined, by the name of the directory they are mounted on.
+pub const V1_CONTROLLERS: [&str; 14] = [
     "cpu",
     "cpuacct",
     "cpuset",
@@ -23,6 +23,8 @@ pub const V1_CONTROLLERS: [&str; 12] = [
     "net_prio",
     "net_cls",
     "freezer",
+    "rdma",
+    "misc",
 ];
 
 /// True where cgroup v2 is mounted on /sys/fs/cgroup.

@@ -1,8 +1,8 @@
 //! Bind mounts with mappings of their own (`uidMappings`, `gidMappings`, options `idmap` and `ridmap`).
 //!
 //! libcontainer would mount them without the mapping. The mapping takes privileges over the file system, so the runtime
-//! clones and maps the source before anything is forked; the init process attaches the clone to its place, between the
-//! mounts that the specification lists before and behind it.
+//! clones and maps the source before anything is forked; the init process attaches the clone to its place, in the order of
+//! the specification.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -19,9 +19,6 @@ use crate::{nodes, sys};
 /// The mapped clones of sources, each with the index of its mount in the specification.
 #[derive(Debug, Default)]
 pub struct IdMapped(Vec<(usize, OwnedFd)>);
-
-/// Mounts in order, and the mapped one behind them, with its clone.
-pub type Section<'a> = (&'a [Mount], Option<(&'a Mount, &'a OwnedFd)>);
 
 impl IdMapped {
     /// Clones and maps the sources of all mounts that ask for it, and takes the request from the specification.
@@ -63,16 +60,11 @@ impl IdMapped {
         Ok(Self(mapped))
     }
 
-    /// The mounts in order, cut behind every one that is mapped, which comes with its clone.
-    pub fn sections<'a>(&'a self, mounts: &'a [Mount]) -> Vec<Section<'a>> {
-        let mut sections = Vec::new();
-        let mut from = 0;
-        for (at, clone) in &self.0 {
-            sections.push((&mounts[from..*at], Some((&mounts[*at], clone))));
-            from = at + 1;
-        }
-        sections.push((&mounts[from..], None));
-        sections
+    /// The clone for the mount with this index, if it is mapped.
+    pub fn source(&self, at: usize) -> Option<&OwnedFd> {
+        self.0
+            .iter()
+            .find_map(|(of, clone)| (*of == at).then_some(clone))
     }
 }
 
@@ -205,30 +197,6 @@ fn user_namespace(uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> Result<Ow
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn mounts_are_cut_behind_the_mapped_ones() {
-        let mounts: Vec<Mount> = ["/a", "/b", "/c", "/d"]
-            .map(|path| serde_json::from_value(serde_json::json!({"destination": path})).unwrap())
-            .into();
-        let handle = || OwnedFd::from(std::fs::File::open("/").unwrap());
-        let mapped = IdMapped(vec![(1, handle()), (2, handle())]);
-        let cut: Vec<_> = mapped
-            .sections(&mounts)
-            .into_iter()
-            .map(|(plain, mapped)| {
-                (
-                    plain.len(),
-                    mapped.map(|(mount, _)| mount.destination().clone()),
-                )
-            })
-            .collect();
-        assert_eq!(
-            cut,
-            [(1, Some("/b".into())), (0, Some("/c".into())), (1, None)]
-        );
-        assert_eq!(IdMapped::default().sections(&mounts).len(), 1);
-    }
 
     #[test]
     fn options_become_attributes() {

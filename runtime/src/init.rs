@@ -158,7 +158,7 @@ fn build_root(
     let has = |kind| namespaces.get(kind).map(|found| found.is_some());
     // No devices can be made in a user namespace, this one's or the caller's.
     let bind_devices = has(LinuxNamespaceType::User)? || libcontainer::utils::is_in_new_userns()?;
-    jail::build(blueprint, has(LinuxNamespaceType::Cgroup)?, bind_devices)?;
+    jail::build(blueprint, bind_devices)?;
     if let Some(hooks) = spec.hooks() {
         to_main.hook_request()?;
         from_main.wait_for_hook_request_done()?;

@@ -1,6 +1,6 @@
 //! The container's root file system: mounts, devices, the change of the root, and what is hidden or read-only in it.
 //!
-//! The mounts are libcontainer's; what it leaves undone with them is in mounts.rs.
+//! The mounts are in filesystem.rs, what engines ask for beyond mount(2) in mounts.rs.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,6 +15,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, OpenTreeFlags, UnmountFlags,
 };
 
+use crate::filesystem::Root;
 use crate::mounts::Step;
 use crate::spawn::Blueprint;
 use crate::{idmap, nodes, sys};
@@ -23,28 +24,18 @@ use crate::{idmap, nodes, sys};
 ///
 /// # Errors
 /// The first mount or device that cannot be made.
-pub fn build(blueprint: &Blueprint<'_>, cgroup_namespace: bool, bind_devices: bool) -> Result<()> {
-    let (spec, rootfs) = (blueprint.spec, blueprint.rootfs);
-    let mounts = spec.mounts().as_deref().unwrap_or_default();
-    let mut section = spec.clone();
-    let mut root = None;
-    for (plain, mapped) in blueprint.id_mapped.sections(mounts) {
-        section.set_mounts(Some(plain.to_vec()));
-        // Also binds the root onto itself, with what is mounted in it by now.
-        RootFS::new()
-            .mount_to_rootfs(linux(spec)?, &section, rootfs, cgroup_namespace)
-            .context("failed to prepare rootfs")?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let opened =
-            rustix::fs::open(rootfs, flags, Mode::empty()).context("cannot open the rootfs")?;
-        if let Some((mount, clone)) = mapped {
-            idmap::attach(&opened, mount, clone)?;
+pub fn build(blueprint: &Blueprint<'_>, bind_devices: bool) -> Result<()> {
+    let spec = blueprint.spec;
+    let linux = linux(spec)?;
+    let root = Root::prepare(blueprint.rootfs, linux.rootfs_propagation().as_deref())?;
+    for (at, mount) in spec.mounts().iter().flatten().enumerate() {
+        match blueprint.id_mapped.source(at) {
+            Some(clone) => idmap::attach(&root.handle, mount, clone)?,
+            None => root.mount(mount, linux.mount_label().as_deref())?,
         }
-        root = Some(opened);
     }
-    let root = root.context("no rootfs")?;
-    nodes::make(&root, spec, bind_devices)?;
-    blueprint.step.carry_out(&root)
+    nodes::make(&root.handle, spec, bind_devices)?;
+    blueprint.step.carry_out(&root.handle)
 }
 
 /// Makes `rootfs` the root. In the caller's own mount namespace, all that can be done is chroot(2).

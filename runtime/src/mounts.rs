@@ -204,8 +204,11 @@ fn check_proc(rootfs: &Path, mount: &Mount) -> Result<()> {
     Ok(())
 }
 
-/// Where a path of the container leads, by the links of its image.
-fn resolved(rootfs: &Path, path: &Path) -> Result<PathBuf> {
+/// Where a path of the container leads, by the links of its image. To choose names by, not to open: links may change.
+///
+/// # Errors
+/// There are more links than the kernel would follow.
+pub fn resolved(rootfs: &Path, path: &Path) -> Result<PathBuf> {
     use std::path::Component;
     /// The kernel's own limit (path_resolution(7)).
     const MAX_LINKS: usize = 40;

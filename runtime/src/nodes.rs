@@ -175,6 +175,20 @@ pub fn place(rootfs: &OwnedFd, path: &Path, directory: bool) -> Result<OwnedFd, 
     rustix::fs::openat(&dir, name, flags | OFlags::NOFOLLOW, Mode::empty())
 }
 
+/// A handle on a directory for a mount, made if it is missing, that is not reached through a link in its last part.
+///
+/// # Errors
+/// There is something else, or it cannot be made.
+pub fn ordinary_directory(rootfs: &OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
+    let (dir, name) = parent_of(rootfs, path)?;
+    match rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => (),
+        Err(err) => return Err(err),
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(&dir, name, flags, Mode::empty())
+}
+
 /// Moves a detached mount onto what a handle refers to.
 ///
 /// # Errors

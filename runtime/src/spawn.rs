@@ -36,7 +36,7 @@ use crate::cgroup::{self, Cgroups};
 use crate::executor::Program;
 use crate::idmap::IdMapped;
 use crate::mounts::Step;
-use crate::{devices, init, sys, terminal};
+use crate::{devices, init, limits, sys, terminal};
 
 /// Name of the process that joins cgroups and namespaces.
 pub const STAGE_NAME: &str = "trustme:[stage]";
@@ -410,12 +410,13 @@ fn join_cgroups(args: &Blueprint<'_>, linux: &Linux, is_init: bool) -> Result<()
             false => Ok(()),
         };
     }
+    if !cgroups.is_unified() {
+        return limits::apply(cgroups, resources, !rootless);
+    }
     limit(&cgroup_manager(args)?.with_rootless(rootless), resources)?;
     match (resources.devices(), cgroups.dirs.first()) {
         // An ordinary user may load no such program, and has no devices to keep anybody from.
-        (Some(rules), Some(dir)) if cgroups.is_unified() && !rootless => {
-            devices::restrict(&dir.path, rules)
-        }
+        (Some(rules), Some(dir)) if !rootless => devices::restrict(&dir.path, rules),
         _ => Ok(()),
     }
 }
@@ -431,11 +432,8 @@ fn limit(manager: &libcgroups::common::AnyCgroupManager, resources: &LinuxResour
         resources,
         freezer_state: None,
         oom_score_adj: None,
-        disable_oom_killer: resources
-            .memory()
-            .as_ref()
-            .and_then(|memory| memory.disable_oom_killer())
-            .unwrap_or(false),
+        // Nothing that v2 has.
+        disable_oom_killer: false,
     };
     manager
         .apply(&limits)

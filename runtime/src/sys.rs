@@ -128,16 +128,45 @@ pub fn set_mount_attributes(
     namespace: Option<BorrowedFd<'_>>,
     recursive: bool,
 ) -> io::Result<()> {
-    let mut attributes = libc::mount_attr {
-        attr_set: u64::from(set.bits()),
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: 0,
-    };
+    let mut attributes = no_attributes();
+    attributes.attr_set = set.bits().into();
     if let Some(namespace) = namespace {
         attributes.attr_set |= libc::MOUNT_ATTR_IDMAP;
         attributes.userns_fd = namespace.as_raw_fd() as u64;
     }
+    mount_setattr(mount, &attributes, recursive)
+}
+
+/// Clears attributes of a mount, and sets others, by the bits of linux/mount.h.
+///
+/// # Errors
+/// As mount_setattr(2).
+pub fn change_mount_attributes(
+    mount: &OwnedFd,
+    set: u64,
+    clear: u64,
+    recursive: bool,
+) -> io::Result<()> {
+    let mut attributes = no_attributes();
+    attributes.attr_set = set;
+    attributes.attr_clr = clear;
+    mount_setattr(mount, &attributes, recursive)
+}
+
+fn no_attributes() -> libc::mount_attr {
+    libc::mount_attr {
+        attr_set: 0,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    }
+}
+
+fn mount_setattr(
+    mount: &OwnedFd,
+    attributes: &libc::mount_attr,
+    recursive: bool,
+) -> io::Result<()> {
     let mut flags = libc::AT_EMPTY_PATH;
     if recursive {
         flags |= libc::AT_RECURSIVE;
@@ -149,7 +178,7 @@ pub fn set_mount_attributes(
             mount.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &raw const attributes,
+            &raw const *attributes,
             size_of::<libc::mount_attr>(),
         )
     })

@@ -145,15 +145,19 @@ pub fn label(process: &Process) -> Result<()> {
 pub fn become_user(process: &Process, syscall: &dyn Syscall) -> Result<()> {
     let user = process.user();
     let groups = user.additional_gids().as_deref().unwrap_or_default();
-    let denied = !may_set_groups()?;
-    if denied && !groups.is_empty() {
-        bail!("cannot set additional groups: setgroups is denied in this user namespace");
-    }
-    if !denied {
-        let groups: Vec<Gid> = groups.iter().copied().map(Gid::from_raw).collect();
-        syscall
-            .set_groups(&groups)
-            .with_context(|| format!("cannot set additional groups {groups:?}"))?;
+    let groups: Vec<Gid> = groups.iter().copied().map(Gid::from_raw).collect();
+    if let Err(err) = syscall.set_groups(&groups) {
+        // Where nobody may set groups, those of the caller cannot be given up either.
+        match may_set_groups()? {
+            false if groups.is_empty() => (),
+            false => {
+                bail!("cannot set additional groups: setgroups is denied in this user namespace")
+            }
+            true => {
+                return Err(err)
+                    .with_context(|| format!("cannot set additional groups {groups:?}"));
+            }
+        }
     }
     let (uid, gid) = (user.uid(), user.gid());
     syscall

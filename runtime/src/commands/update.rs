@@ -9,11 +9,10 @@ use oci_spec::runtime::{
     LinuxBlockIoBuilder, LinuxCpu, LinuxMemory, LinuxPidsBuilder, LinuxResources,
 };
 
-use crate::cgroup::Cgroups;
 use crate::cli::Update;
-use crate::devices;
 use crate::root::Root;
 use crate::state::{Container, Status};
+use crate::{devices, limits};
 
 /// Changes the limits.
 ///
@@ -27,15 +26,13 @@ pub fn update(args: &Update, root: &Root) -> Result<()> {
     if args.l3_cache_schema.is_some() || args.mem_bw_schema.is_some() {
         bail!("Intel RDT: the schema of a running container cannot be changed by this runtime");
     }
-    let mut resources = match &args.resources {
+    let resources = match &args.resources {
         Some(file) => read(file)?,
         None => from_flags(args)?,
     };
     let cgroups = &container.record.cgroups;
-    if !cgroups.is_unified()
-        && let Some(cpu) = resources.cpu().clone()
-    {
-        resources.set_cpu(Some(set_cpu_time(cgroups, cpu)?));
+    if !cgroups.is_unified() {
+        return limits::apply(cgroups, &resources, true);
     }
     let resources = cgroups.completed(&resources);
     let manager = libcgroups::common::create_cgroup_manager(cgroups.config(&container.record.id))?;
@@ -45,11 +42,7 @@ pub fn update(args: &Update, root: &Root) -> Result<()> {
         oom_score_adj: None,
         freezer_state: None,
     })?;
-    if let (true, Some(rules), Some(dir)) = (
-        cgroups.is_unified(),
-        resources.devices(),
-        cgroups.dirs.first(),
-    ) {
+    if let (Some(rules), Some(dir)) = (resources.devices(), cgroups.dirs.first()) {
         devices::restrict(&dir.path, rules)?;
     }
     Ok(())
@@ -148,35 +141,6 @@ fn bytes(text: &str, flag: &str) -> Result<i64> {
         (value < i64::MAX as f64).then_some(value as i64)
     };
     parse().with_context(|| format!("invalid value for {flag}: {text:?}"))
-}
-
-/// Sets period and quota (cgroup v1), which libcgroups writes in an order that the kernel refuses when the new period
-/// does not fit the old quota; what is left of the limits is returned.
-fn set_cpu_time(cgroups: &Cgroups, mut cpu: LinuxCpu) -> Result<LinuxCpu> {
-    let Some(dir) = cgroups.dir("cpu") else {
-        return Ok(cpu);
-    };
-    let write = |name: &str, value: String| {
-        let file = dir.join(name);
-        std::fs::write(&file, &value)
-            .with_context(|| format!("cannot write {value} to {}", file.display()))
-    };
-    let period = cpu.period().filter(|period| *period != 0);
-    let quota = cpu.quota().filter(|quota| *quota != 0);
-    let mut period_left = period;
-    if let Some(period) = period
-        && write("cpu.cfs_period_us", period.to_string()).is_ok()
-    {
-        period_left = None;
-    }
-    if let Some(quota) = quota {
-        write("cpu.cfs_quota_us", quota.to_string())?;
-    }
-    if let Some(period) = period_left {
-        write("cpu.cfs_period_us", period.to_string())?;
-    }
-    cpu.set_period(None).set_quota(None);
-    Ok(cpu)
 }
 
 #[cfg(test)]
