@@ -28,7 +28,7 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 
 use crate::spawn::{Blueprint, Kind};
-use crate::{jail, sys, task};
+use crate::{jail, root, sys, task};
 
 /// CLONE_NEWTIME, which nix does not know (linux/sched.h).
 const NEW_TIME: CloneFlags = CloneFlags::from_bits_retain(0x80);
@@ -157,7 +157,7 @@ fn build_root(
     let spec = blueprint.spec;
     let has = |kind| namespaces.get(kind).map(|found| found.is_some());
     // No devices can be made in a user namespace, this one's or the caller's.
-    let bind_devices = has(LinuxNamespaceType::User)? || libcontainer::utils::is_in_new_userns()?;
+    let bind_devices = has(LinuxNamespaceType::User)? || root::is_ordinary();
     jail::build(blueprint, bind_devices)?;
     if let Some(hooks) = spec.hooks() {
         to_main.hook_request()?;

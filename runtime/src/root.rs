@@ -3,6 +3,7 @@
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
 
@@ -81,10 +82,14 @@ fn default_path(global: &Global) -> PathBuf {
     }
 }
 
-/// True without root's privileges on the host: for an ordinary user, and for root of a user namespace.
+/// True without root's privileges on the host: for an ordinary user, and for root of a user namespace. It is the caller who
+/// counts: the answer stays the same in processes that enter a user namespace later.
 pub fn is_ordinary() -> bool {
-    !rustix::process::geteuid().is_root()
-        || std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !maps_everybody(&map))
+    static ORDINARY: OnceLock<bool> = OnceLock::new();
+    *ORDINARY.get_or_init(|| {
+        !rustix::process::geteuid().is_root()
+            || std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !maps_everybody(&map))
+    })
 }
 
 /// True for the map of the first user namespace (user_namespaces(7)).

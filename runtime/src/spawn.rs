@@ -23,7 +23,6 @@ use libcontainer::process::channel::{
     MainSender,
 };
 use libcontainer::process::cpu_affinity::set_cpuset_affinity_from_string;
-use libcontainer::syscall::syscall::create_syscall;
 use libcontainer::user_ns::UserNamespaceConfig;
 use nix_of_libcontainer::unistd::{Gid, Pid, Uid};
 use oci_spec::runtime::{
@@ -36,7 +35,7 @@ use crate::cgroup::{self, Cgroups};
 use crate::executor::Program;
 use crate::idmap::IdMapped;
 use crate::mounts::Step;
-use crate::{devices, init, limits, sys, terminal};
+use crate::{devices, init, limits, root, sys, terminal};
 
 /// Name of the process that joins cgroups and namespaces.
 pub const STAGE_NAME: &str = "trustme:[stage]";
@@ -311,7 +310,7 @@ fn stage(args: &Blueprint<'_>, channels: &mut Channels) -> Result<()> {
         .process()
         .as_ref()
         .context("process property must not be empty")?;
-    let syscall = create_syscall();
+    let syscall = libcontainer::syscall::syscall::create_syscall();
     let namespaces = Namespaces::try_from(linux.namespaces().as_ref())?;
     let is_init = args.kind == Kind::Container;
 
@@ -390,7 +389,7 @@ fn join_cgroups(args: &Blueprint<'_>, linux: &Linux, is_init: bool) -> Result<()
     if !is_init {
         return cgroups.join();
     }
-    let rootless = libcontainer::utils::rootless_required(&*create_syscall()).unwrap_or(false);
+    let rootless = root::is_ordinary();
     if cgroups.is_scope() {
         let manager = cgroup_manager(args)?.with_rootless(rootless);
         manager
