@@ -58,6 +58,14 @@ pub fn fork(child: impl FnOnce() -> i32) -> io::Result<i32> {
     clone(0, libc::SIGCHLD, child)
 }
 
+/// As [`fork`], the child being the first process of a new pid namespace.
+///
+/// # Errors
+/// As clone3(2).
+pub fn fork_into_pid_namespace(child: impl FnOnce() -> i32) -> io::Result<i32> {
+    clone(libc::CLONE_NEWPID, libc::SIGCHLD, child)
+}
+
 /// Runs `child` in a process that is a child of this process' parent; returns its pid.
 ///
 /// # Errors
