@@ -2,6 +2,7 @@
 //!
 //! The suites are in tests/ (docs/testing.md), the demo in [`demo`], the benchmarks in [`bench`]; `cargo xtask` runs them.
 
+pub mod archive;
 pub mod bench;
 pub mod busybox;
 pub mod command;

@@ -85,7 +85,8 @@ pub fn count(command: &Command, file: &Path) -> Result<u32> {
     Ok(calls)
 }
 
-fn traced(command: &Command, arguments: &[&str]) -> Command {
+/// A command under strace, which gets `arguments`.
+pub fn traced(command: &Command, arguments: &[&str]) -> Command {
     let mut strace = Command::new("strace");
     strace.args(arguments).arg("--").arg(command.get_program());
     strace.args(command.get_args());

@@ -16,7 +16,9 @@ use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Cgroups;
@@ -303,6 +305,11 @@ fn kill_processes_of(claim: &File) -> Result<()> {
         let timeout = rustix::time::Timespec::try_from(Duration::from_secs(5))?;
         if poll(&mut [PollFd::new(&handle, PollFlags::IN)], Some(&timeout))? == 0 {
             bail!("process {pid} does not end");
+        }
+        // One that this process has made: nobody else would collect it before this process ends.
+        match Pid::from_raw(pid).map(|pid| waitpid(Some(pid), WaitOptions::empty())) {
+            None | Some(Ok(_) | Err(Errno::CHILD)) => (),
+            Some(Err(err)) => return Err(err).context("cannot wait for a process"),
         }
     }
     Ok(())

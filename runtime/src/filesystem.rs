@@ -26,6 +26,9 @@ use crate::{mounts, nodes, sys};
 const BUSY_ATTEMPTS: u32 = 3;
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
+/// An option of mount(8) that libcontainer does not know.
+pub const NO_LINKS: &str = "nosymfollow";
+
 /// fsconfig(2) takes no longer values.
 const MAX_VALUE: usize = 255;
 
@@ -152,7 +155,7 @@ impl<'a> Root<'a> {
 struct Wanted {
     source: PathBuf,
     options: MountOptionConfig,
-    /// `nosymfollow`, which libcontainer does not know.
+    /// Without symbolic links: [`NO_LINKS`].
     no_links: bool,
 }
 
@@ -170,7 +173,7 @@ impl Wanted {
         }
         options.data.retain(|option| !option.is_empty());
         let before = options.data.len();
-        options.data.retain(|option| option != "nosymfollow");
+        options.data.retain(|option| option != NO_LINKS);
         let source = mount.source().clone();
         ensure!(source.is_some() || !is_bind(mount), "no source");
         Ok(Self {

@@ -70,8 +70,17 @@ pub fn apply(cgroups: &Cgroups, resources: &LinuxResources, devices: bool) -> Re
     if let Some(limits) = resources.network() {
         network(&of("net_cls"), &of("net_prio"), limits)?;
     }
+    rdma(cgroups, resources)
+}
+
+/// Sets the limits of RDMA devices, with either version of cgroups: libcgroups does it with none.
+///
+/// # Errors
+/// As [`apply`].
+pub fn rdma(cgroups: &Cgroups, resources: &LinuxResources) -> Result<()> {
     for (device, limits) in resources.rdma().iter().flatten() {
-        rdma(&of("rdma"), device, limits)?;
+        let line = rdma_line(device, limits);
+        Controller::find(cgroups, "rdma").write("rdma.max", line)?;
     }
     Ok(())
 }
@@ -311,11 +320,7 @@ fn network(class: &Controller<'_>, priority: &Controller<'_>, limits: &LinuxNetw
     Ok(())
 }
 
-fn rdma(controller: &Controller<'_>, device: &str, limits: &LinuxRdma) -> Result<()> {
-    controller.write("rdma.max", rdma_line(device, limits))
-}
-
-/// The line for a device in rdma.max, of either cgroup version.
+/// The line for a device in rdma.max.
 fn rdma_line(device: &str, limits: &LinuxRdma) -> String {
     let part = |name: &str, value: Option<u32>| match value {
         Some(value) => format!(" {name}={value}"),

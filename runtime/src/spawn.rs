@@ -478,6 +478,7 @@ fn join_cgroups(args: &Blueprint<'_>, linux: &Linux, is_init: bool) -> Result<()
         return limits::apply(cgroups, resources, !rootless);
     }
     limit(&cgroup_manager(args)?.with_rootless(rootless), resources)?;
+    limits::rdma(cgroups, resources)?;
     match (resources.devices(), cgroups.dirs.first()) {
         // An ordinary user may load no such program, and has no devices to keep anybody from.
         (Some(rules), Some(dir)) if !rootless => devices::restrict(&dir.path, rules),

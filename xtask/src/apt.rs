@@ -41,6 +41,8 @@ const TEST: &[&str] = &[
     "openssl",
     // Firmware, signatures and the boot stub for Secure Boot.
     "ovmf",
+    // Gives the newest runc its C library (cargo xtask bench).
+    "patchelf",
     "podman",
     "procps",
     "python3-venv",
@@ -57,6 +59,7 @@ const TEST: &[&str] = &[
     "swtpm",
     "swtpm-tools",
     "systemd-boot-efi",
+    "time",
     "tpm2-tools",
     "uidmap",
     "umoci",

@@ -23,7 +23,10 @@ pub fn shell() -> Result<()> {
 }
 
 /// Builds what the guest runs.
-fn workshop() -> Result<Workshop> {
+///
+/// # Errors
+/// The build fails.
+pub fn workshop() -> Result<Workshop> {
     let programs = build::release()?;
     step(&mut cargo(&[
         "build",

@@ -1,13 +1,13 @@
 //! Starts the engines, each with daemons, storage and network of its own.
 
 use std::fs::{self, File};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use trustme_conformance::archive::Archive;
 use trustme_conformance::command::{ok, run, until, wait};
 
 use crate::check::{Check, normal};
@@ -395,39 +395,7 @@ impl Drop for Engine {
 /// Fetches containerd 2 from Debian's unstable suite, with a private configuration of apt, and unpacks it: it runs on
 /// Debian 12's C library. The directory of its programs.
 fn newer_containerd(dir: &Path) -> Result<PathBuf> {
-    let apt = dir.join("apt");
-    for name in ["lists/partial", "archives/partial"] {
-        fs::create_dir_all(apt.join(name))?;
-    }
-    let sources = apt.join("sources.list");
-    fs::write(
-        &sources,
-        "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian sid main\n",
-    )?;
-    let apt_get = |arguments: &[&str]| {
-        let mut command = Command::new("apt-get");
-        for (option, path) in [
-            ("Dir::Etc::SourceList", sources.clone()),
-            ("Dir::Etc::SourceParts", "/dev/null".into()),
-            ("Dir::State::Lists", apt.join("lists")),
-            ("Dir::Cache", apt.clone()),
-        ] {
-            command.arg(format!("-o{option}={}", path.display()));
-        }
-        ok(command
-            .args(["-oAPT::Sandbox::User=root", "-qq"])
-            .args(arguments)
-            .current_dir(&apt)
-            .process_group(0))
-    };
-    apt_get(&["update"])?;
-    apt_get(&["download", "containerd"])?;
     let root = dir.join("newer");
-    for entry in fs::read_dir(&apt)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "deb") {
-            ok(Command::new("dpkg").arg("-x").arg(&path).arg(&root))?;
-        }
-    }
+    Archive::open(&dir.join("apt"), "deb", "sid")?.unpack(&["containerd"], &root)?;
     Ok(root.join("usr/bin"))
 }

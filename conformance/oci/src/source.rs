@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
+use trustme_conformance::archive::Archive;
 use trustme_conformance::command;
 
 /// Debian trixie's package of the suite.
@@ -14,9 +15,6 @@ const PACKAGE: &str = "golang-github-opencontainers-runtime-tools";
 const TARBALL: &str = "golang-github-opencontainers-runtime-tools_0.9.0.109.ge931285.orig.tar.xz";
 /// SHA-256 of [`TARBALL`].
 const TARBALL_SHA256: &str = "203989a1ea98cf2aaced79155bbda09270b20db19b03376dde91ab12e5e6a0fe";
-
-/// Where the source package is listed; bookworm's own has no validation programs.
-const APT_SOURCE: &str = "deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian trixie main\n";
 
 /// What the suite is built with and from, in bookworm.
 pub const APT_PACKAGES: &[&str] = &[
@@ -100,31 +98,10 @@ pub fn build(work: &Path) -> Result<PathBuf> {
 
 /// Fetches the tarball with a private configuration of apt: this machine's own sources are left alone.
 fn fetch(dir: &Path) -> Result<PathBuf> {
-    let apt = dir.join("apt");
-    for name in ["lists/partial", "archives/partial"] {
-        fs::create_dir_all(apt.join(name))?;
-    }
-    let sources = apt.join("sources.list");
-    fs::write(&sources, APT_SOURCE)?;
-    let apt_get = |arguments: &[&str]| {
-        let mut command = Command::new("apt-get");
-        for (option, path) in [
-            ("Dir::Etc::SourceList", &sources),
-            ("Dir::Etc::SourceParts", &PathBuf::from("/dev/null")),
-            ("Dir::State::Lists", &apt.join("lists")),
-            ("Dir::Cache", &apt),
-        ] {
-            command.arg(format!("-o{option}={}", path.display()));
-        }
-        command
-            .args(["-oAPT::Sandbox::User=root", "-qq"])
-            .args(arguments)
-            .current_dir(dir);
-        command::run(&mut command)
-    };
-    apt_get(&["update"])?.ok()?;
+    // Bookworm's own has no validation programs.
+    let archive = Archive::open(dir, "deb-src", "trixie")?;
     // Mirrors may lack the .dsc by now, which makes it fail although the tarball has come: its digest is what counts.
-    let downloaded = apt_get(&["source", "--download-only", PACKAGE])?;
+    let downloaded = archive.apt_get(&["source", "--download-only", PACKAGE])?;
     let tarball = dir.join(TARBALL);
     let bytes = fs::read(&tarball)
         .with_context(|| format!("{TARBALL} was not fetched: {}", downloaded.stderr.trim()))?;

@@ -2,6 +2,7 @@
 
 mod conversion;
 mod lifecycle;
+mod peers;
 mod trust;
 
 use std::path::Path;
@@ -98,9 +99,49 @@ impl Table {
 
 impl Row {
     fn median(&self) -> Duration {
-        let mut times = self.times.clone();
-        times.sort();
-        times.get(times.len() / 2).copied().unwrap_or_default()
+        median(&self.times)
+    }
+}
+
+/// The middle one, the upper of two.
+fn median(times: &[Duration]) -> Duration {
+    let mut times = times.to_vec();
+    times.sort();
+    times.get(times.len() / 2).copied().unwrap_or_default()
+}
+
+/// A table of one figure for each of the runtimes that are compared.
+#[derive(Debug)]
+struct Grid {
+    title: String,
+    columns: Vec<String>,
+    rows: Vec<(String, Vec<String>)>,
+}
+
+impl Grid {
+    fn new(title: &str, columns: &[&str]) -> Self {
+        Self {
+            title: title.to_owned(),
+            columns: columns.iter().map(|name| (*name).to_owned()).collect(),
+            rows: Vec::new(),
+        }
+    }
+
+    fn row(&mut self, name: &str, cells: impl IntoIterator<Item = String>) {
+        self.rows
+            .push((name.to_owned(), cells.into_iter().collect()));
+    }
+
+    fn print(&self) {
+        println!("\n{}", self.title);
+        let line = |name: &str, cells: &[String]| {
+            let cells: String = cells.iter().map(|cell| format!(" {cell:>18}")).collect();
+            println!("  {name:<28}{cells}");
+        };
+        line("", &self.columns);
+        for (name, cells) in &self.rows {
+            line(name, cells);
+        }
     }
 }
 

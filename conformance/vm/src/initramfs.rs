@@ -26,6 +26,8 @@ const PROGRAMS: &[&str] = &[
     "/sbin/losetup",
     "/sbin/ip",
     "/usr/bin/tpm2",
+    "/usr/bin/crun",
+    "/usr/sbin/runc",
     "/usr/bin/curl",
     "/usr/bin/nsenter",
     "/usr/bin/openssl",

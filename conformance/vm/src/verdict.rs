@@ -13,6 +13,8 @@ pub const PLAN: &str = "plan.json";
 pub struct Plan {
     /// Names as [`crate::scenarios::all`] lists them.
     pub scenarios: Vec<String>,
+    /// Seconds that a scenario may take.
+    pub limit: u64,
 }
 
 /// What came of one scenario.

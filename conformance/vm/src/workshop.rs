@@ -24,7 +24,7 @@ pub const COMMAND_LINE: &str =
     "console=ttyS0 quiet panic=-1 module.sig_enforce=1 lockdown=integrity";
 
 /// Fills IMA's list and PCR 10. Only where a scenario looks: it has the kernel hash every file that root reads, a volume of 1 GiB too.
-const IMA: &str = "ima_policy=tcb";
+pub const IMA: &str = "ima_policy=tcb";
 
 /// Where the harness keeps what lasts: kernel, initramfs, images, console logs.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ impl Workshop {
         Ok(Firmware::Direct {
             kernel: made.kernel.image,
             initramfs: made.path,
-            command_line: format!("{COMMAND_LINE} {IMA} {additions}"),
+            command_line: format!("{COMMAND_LINE} {additions}"),
         })
     }
 

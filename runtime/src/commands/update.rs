@@ -42,6 +42,7 @@ pub fn update(args: &Update, root: &Root) -> Result<()> {
         oom_score_adj: None,
         freezer_state: None,
     })?;
+    limits::rdma(cgroups, &resources)?;
     if let (Some(rules), Some(dir)) = (resources.devices(), cgroups.dirs.first()) {
         devices::restrict(&dir.path, rules)?;
     }

@@ -10,9 +10,6 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use trustme_vm::scenarios::{self, Guest};
 use trustme_vm::verdict::{PLAN, Plan, Verdict};
 
-/// Whatever takes longer hangs: three times the slowest scenario.
-const SCENARIO_LIMIT: Duration = Duration::from_secs(150);
-
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     let (Some(host), scenario) = (arguments.next().map(PathBuf::from), arguments.next()) else {
@@ -37,7 +34,7 @@ fn run_plan(host: &Path) -> Result<()> {
     let plan: Plan = serde_json::from_slice(&std::fs::read(host.join(PLAN)).context(PLAN)?)?;
     for scenario in plan.scenarios {
         let begin = Instant::now();
-        let failure = in_process(host, &scenario)
+        let failure = in_process(host, &scenario, Duration::from_secs(plan.limit))
             .err()
             .map(|error| format!("{error:#}"));
         let verdict = Verdict {
@@ -51,7 +48,7 @@ fn run_plan(host: &Path) -> Result<()> {
 }
 
 /// Runs a scenario as a process group, which is killed when it takes too long.
-fn in_process(host: &Path, scenario: &str) -> Result<()> {
+fn in_process(host: &Path, scenario: &str, limit: Duration) -> Result<()> {
     let reason = tempfile::NamedTempFile::new()?;
     let mut child = Command::new(std::env::current_exe()?)
         .arg(host)
@@ -64,9 +61,9 @@ fn in_process(host: &Path, scenario: &str) -> Result<()> {
         if let Some(status) = child.try_wait()? {
             break status;
         }
-        if begin.elapsed() > SCENARIO_LIMIT {
+        if begin.elapsed() > limit {
             end(&mut child)?;
-            bail!("takes longer than {SCENARIO_LIMIT:?}; killed");
+            bail!("takes longer than {limit:?}; killed");
         }
         std::thread::sleep(Duration::from_millis(10));
     };
@@ -93,9 +90,6 @@ fn end(child: &mut Child) -> Result<()> {
 }
 
 fn run(host: &Path, name: &str) -> Result<()> {
-    let scenario = scenarios::all()
-        .into_iter()
-        .find(|scenario| scenario.name == name)
-        .with_context(|| format!("{name}: no such scenario"))?;
+    let scenario = scenarios::find(name).with_context(|| format!("{name}: no such scenario"))?;
     (scenario.run)(&mut Guest::new(host, Path::new("/tmp"), name)?)
 }

@@ -47,6 +47,11 @@ fn lifecycle(guest: &mut Guest) -> Result<()> {
     says(container.cgroup("pids.max"), "16")?;
     says(container.cgroup("cpu.max"), "25000 100000")?;
     says(container.cgroup("cpuset.cpus"), "0")?;
+    // runc's swap is memory and swap together: no more than the memory means none beside it.
+    container.ok("update --memory 33554432 --memory-swap 33554432 ID")?;
+    says(container.cgroup("memory.swap.max"), "0")?;
+    container.ok("update --memory 33554432 --memory-swap 50331648 ID")?;
+    says(container.cgroup("memory.swap.max"), &(16 * MIB).to_string())?;
 
     let stats: Value = serde_json::from_str(&container.ok("events --stats ID")?)?;
     let number = |path: &str| -> Result<u64> {

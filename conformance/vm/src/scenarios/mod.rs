@@ -6,6 +6,7 @@ mod guestos;
 mod ima;
 mod kernel;
 mod lifecycle;
+pub mod oci;
 mod sealed;
 mod secureboot;
 
@@ -32,6 +33,8 @@ pub enum Boot {
     SecureBootOff,
     /// The same with Secure Boot on again.
     SecureBootAgain,
+    /// As `direct`, without what it measures, and with the official OCI suite.
+    Oci,
 }
 
 impl Boot {
@@ -42,6 +45,7 @@ impl Boot {
             Self::SecureBoot => "secureboot",
             Self::SecureBootOff => "secureboot-off",
             Self::SecureBootAgain => "secureboot-again",
+            Self::Oci => "oci",
         }
     }
 }
@@ -59,7 +63,14 @@ pub struct Scenario {
     pub run: fn(&mut Guest) -> Result<()>,
 }
 
-/// Every scenario there is, in the order in which they run.
+/// The scenario with this name, of those that [`all`] lists or of its own command.
+pub fn find(name: &str) -> Option<Scenario> {
+    let mut all = all();
+    all.push(oci::SCENARIO);
+    all.into_iter().find(|scenario| scenario.name == name)
+}
+
+/// Every scenario of `cargo xtask test --vm`, in the order in which they run.
 pub fn all() -> Vec<Scenario> {
     [
         kernel::SCENARIOS,
