@@ -114,10 +114,23 @@ impl Fixtures {
         out: &Path,
         version: u64,
     ) -> Result<Command> {
+        let source = format!("docker-archive:{}", image.archive.display());
+        self.convert_any(name, &source, out, version)
+    }
+
+    /// As [`Fixtures::convert`], of any source in skopeo's notation.
+    ///
+    /// # Errors
+    /// As [`Fixtures::pki`].
+    pub fn convert_source(&self, source: &str, out: &Path, version: u64) -> Result<Command> {
+        self.convert_any(NAME, source, out, version)
+    }
+
+    fn convert_any(&self, name: &str, source: &str, out: &Path, version: u64) -> Result<Command> {
         let pki = self.pki()?;
         let mut command = self.programs.command("trustme-convert", "convert");
         command
-            .arg(format!("docker-archive:{}", image.archive.display()))
+            .arg(source)
             .args(["--name", name, "--version", &version.to_string()])
             .arg("--out")
             .arg(out)

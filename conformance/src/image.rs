@@ -1,5 +1,7 @@
 //! The images that are converted: made by debootstrap and umoci, copied by skopeo, kept from run to run.
 
+pub mod real;
+
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -40,7 +42,7 @@ impl Image {
     /// # Errors
     /// One of the programs that make it fails; nothing is kept then.
     pub fn demo(cache: &Path) -> Result<Self> {
-        Self::cached(cache, "demo", make_demo)
+        Self::kept(cache, "demo", make_demo)
     }
 
     /// Busybox with all that layers can hold: set-user-ID files, hard links, devices, extended attributes, file
@@ -49,7 +51,7 @@ impl Image {
     /// # Errors
     /// One of the programs that make it fails; nothing is kept then.
     pub fn small(cache: &Path) -> Result<Self> {
-        Self::cached(cache, "small", make_small)
+        Self::kept(cache, "small", make_small)
     }
 
     /// The same without the volume.
@@ -57,30 +59,54 @@ impl Image {
     /// # Errors
     /// One of the programs that make it fails; nothing is kept then.
     pub fn stateless(cache: &Path) -> Result<Self> {
-        Self::cached(cache, "stateless", make_stateless)
+        Self::kept(cache, "stateless", make_stateless)
     }
 
-    fn cached(cache: &Path, name: &str, make: fn(&Path) -> Result<()>) -> Result<Self> {
-        let recipe = Sha256::digest(RECIPE);
-        let dir = cache.join(format!("{name}-{}", hex::encode(&recipe[..6])));
-        let image = Self {
+    fn kept(cache: &Path, name: &str, make: fn(&Path) -> Result<()>) -> Result<Self> {
+        let dir = cached(cache, name, RECIPE, make)?;
+        Ok(Self {
             layout: dir.join("layout"),
             archive: dir.join("image.tar"),
-        };
-        if dir.is_dir() {
-            return Ok(image);
+        })
+    }
+}
+
+/// The directory that `make` filled, now or in an earlier run with the same `recipe`. What older recipes made is removed.
+fn cached(
+    cache: &Path,
+    name: &str,
+    recipe: &str,
+    make: impl FnOnce(&Path) -> Result<()>,
+) -> Result<PathBuf> {
+    let recipe = hex::encode(&Sha256::digest(recipe)[..6]);
+    let dir = cache.join(format!("{name}-{recipe}"));
+    if dir.is_dir() {
+        return Ok(dir);
+    }
+    fs::create_dir_all(cache)?;
+    for entry in fs::read_dir(cache)? {
+        let entry = entry?;
+        let found = entry.file_name();
+        let older = found
+            .to_str()
+            .and_then(|found| found.strip_prefix(name)?.strip_prefix('-'))
+            .is_some_and(|old| old.len() == recipe.len() && hex::decode(old).is_ok());
+        if older {
+            // Another test may be quicker.
+            let _ = fs::remove_dir_all(entry.path());
         }
-        fs::create_dir_all(cache)?;
-        let new = tempfile::Builder::new().prefix(".new-").tempdir_in(cache)?;
-        make(new.path()).with_context(|| format!("cannot make the {name} image"))?;
-        let tree = new.path().join("bundle");
+    }
+    let new = tempfile::Builder::new().prefix(".new-").tempdir_in(cache)?;
+    make(new.path()).with_context(|| format!("cannot make the {name} image"))?;
+    let tree = new.path().join("bundle");
+    if tree.is_dir() {
         fs::remove_dir_all(&tree).with_context(|| format!("{}", tree.display()))?;
-        match fs::rename(new.path(), &dir) {
-            // Another test was quicker.
-            Err(_) if dir.is_dir() => Ok(image),
-            Err(error) => Err(error).with_context(|| format!("{}", dir.display())),
-            Ok(()) => Ok(image),
-        }
+    }
+    match fs::rename(new.path(), &dir) {
+        // Another test was quicker.
+        Err(_) if dir.is_dir() => Ok(dir),
+        Err(error) => Err(error).with_context(|| format!("{}", dir.display())),
+        Ok(()) => Ok(dir),
     }
 }
 
@@ -92,16 +118,27 @@ struct Layers<'a> {
 
 impl<'a> Layers<'a> {
     fn begin(dir: &'a Path) -> Result<Self> {
+        let layers = Self::empty(dir)?;
+        layers.unpack()?;
+        Ok(layers)
+    }
+
+    /// An image without layers, not unpacked.
+    fn empty(dir: &'a Path) -> Result<Self> {
         let layout = dir.join("layout");
         let image = format!("{}:image", layout.display());
         ok(Command::new("umoci")
             .args(["init", "--layout"])
             .arg(&layout))?;
         ok(Command::new("umoci").args(["new", "--image", &image]))?;
-        ok(Command::new("umoci")
-            .args(["unpack", "--image", &image])
-            .arg(dir.join("bundle")))?;
         Ok(Self { dir, image })
+    }
+
+    fn unpack(&self) -> Result<()> {
+        ok(Command::new("umoci")
+            .args(["unpack", "--image", &self.image])
+            .arg(self.dir.join("bundle")))?;
+        Ok(())
     }
 
     fn root(&self) -> PathBuf {
@@ -116,14 +153,20 @@ impl<'a> Layers<'a> {
         Ok(())
     }
 
-    /// Sets the image configuration and writes the archive.
-    fn finish(&self, config: &[&str]) -> Result<()> {
+    /// Sets the image configuration.
+    fn configure(&self, config: &[&str]) -> Result<()> {
         ok(Command::new("umoci")
             .args(["config", "--image", &self.image])
             .args(config))?;
         ok(Command::new("umoci")
             .args(["gc", "--layout"])
             .arg(self.dir.join("layout")))?;
+        Ok(())
+    }
+
+    /// Sets the image configuration and writes the archive.
+    fn finish(&self, config: &[&str]) -> Result<()> {
+        self.configure(config)?;
         let archive = self.dir.join("image.tar");
         ok(Command::new("skopeo")
             .args(["copy", "--quiet"])
@@ -145,25 +188,10 @@ fn make_demo(dir: &Path) -> Result<()> {
         .args(mirror()?))?;
     layers.pack()?;
 
-    // Packages start no services here.
-    let policy = root.join("usr/sbin/policy-rc.d");
-    fs::write(&policy, "#!/bin/sh\nexit 101\n")?;
-    fs::set_permissions(&policy, fs::Permissions::from_mode(0o755))?;
-    fs::copy("/etc/resolv.conf", root.join("etc/resolv.conf"))?;
-    ok(Command::new("chroot")
-        .arg(&root)
-        .args([
-            "apt-get",
-            "install",
-            "--yes",
-            "--no-install-recommends",
-            "nginx-light",
-        ])
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"))?;
+    install(&root, &["nginx-light"])?;
     layers.pack()?;
 
-    fs::remove_file(&policy)?;
+    fs::remove_file(root.join(POLICY))?;
     fs::remove_file(root.join("etc/resolv.conf"))?;
     for emptied in [
         "var/cache/apt/archives",
@@ -186,6 +214,24 @@ fn make_demo(dir: &Path) -> Result<()> {
         "--config.stopsignal=SIGQUIT",
         "--config.label=org.opencontainers.image.title=demo",
     ])
+}
+
+/// Says to the packages of a tree whether they may start services.
+const POLICY: &str = "usr/sbin/policy-rc.d";
+
+/// Installs packages in a tree of Debian. [`POLICY`] and /etc/resolv.conf stay.
+fn install(root: &Path, packages: &[&str]) -> Result<()> {
+    let policy = root.join(POLICY);
+    fs::write(&policy, "#!/bin/sh\nexit 101\n")?;
+    fs::set_permissions(&policy, fs::Permissions::from_mode(0o755))?;
+    fs::copy("/etc/resolv.conf", root.join("etc/resolv.conf"))?;
+    ok(Command::new("chroot")
+        .arg(root)
+        .args(["apt-get", "install", "--yes", "--no-install-recommends"])
+        .args(packages)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"))?;
+    Ok(())
 }
 
 /// The mirror that this machine has bookworm from; debootstrap's own choice where it has none.

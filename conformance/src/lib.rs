@@ -17,3 +17,4 @@ pub mod replay;
 pub mod suite;
 pub mod swtpm;
 pub mod syscalls;
+pub mod twin;

@@ -15,6 +15,7 @@ use trustme_guestos::verity::{self, VerityError};
 use trustme_guestos::write::BundleWriter;
 
 use crate::blob::Blob;
+use crate::erofs;
 use crate::error::Error;
 use crate::flatten;
 use crate::guestos::{Accounts, Description, Naming};
@@ -45,14 +46,33 @@ pub struct Conversion {
     pub key: SigningKey,
     /// The signer's certificate, then those that lead to an anchor; PEM.
     pub cert: Vec<u8>,
-    /// How the root image is compressed.
-    pub compression: ImageCompression,
+    /// What the root image is.
+    pub format: RootFormat,
     /// The most bytes that the layers may have uncompressed, and the files of the image together.
     pub max_size: u64,
     /// Whether a bundle of the same name and version is replaced.
     pub force: bool,
     /// When the image counts as made, in seconds since 1970; where it is not given, when it says that it was made.
     pub time: Option<u32>,
+}
+
+/// What a root image is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RootFormat {
+    /// squashfs, compressed.
+    Squashfs(ImageCompression),
+    /// erofs, not compressed.
+    Erofs,
+}
+
+impl RootFormat {
+    /// What mount(8) calls it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Squashfs(_) => "squashfs",
+            Self::Erofs => "erofs",
+        }
+    }
 }
 
 /// What was made.
@@ -93,16 +113,21 @@ impl Conversion {
         let time = self.time.unwrap_or_else(|| created(&image));
         let root_path = images.join("root.img");
         let bar = progress.step("making root.img".to_owned(), tree.size());
-        let losses = squashfs::make(&root_path, self.compression, time, |to| {
-            flatten::write(&tree, &layers, bar.wrap_write(to))
-        })?;
+        let losses = match self.format {
+            RootFormat::Squashfs(compression) => {
+                squashfs::make(&root_path, compression, time, |to| {
+                    flatten::write(&tree, &layers, bar.wrap_write(to))
+                })?
+            }
+            RootFormat::Erofs => erofs::make(&root_path, time, &tree, &layers, &bar)?,
+        };
         drop(bar);
         image.check_unchanged()?;
         for loss in losses {
             progress.warn(&loss);
         }
 
-        let root = Root::finish(&root_path)?;
+        let root = Root::finish(&root_path, self.format)?;
         guestos.mounts.insert(0, root.mount.clone());
         guestos.mounts.push(store(images, image_config)?);
         let conf = text(&guestos)?;
@@ -173,7 +198,7 @@ struct Root {
 
 impl Root {
     /// Hashes the image and makes its dm-verity tree beside it.
-    fn finish(path: &Path) -> Result<Self, Error> {
+    fn finish(path: &Path, format: RootFormat) -> Result<Self, Error> {
         let file = File::open(path).map_err(Error::io(path))?;
         let (sha256, sha1, size) = hash(&file).map_err(Error::io(path))?;
         let hash_path = path.with_extension("hash.img");
@@ -186,7 +211,7 @@ impl Root {
         // A salt from the image itself: the same image gives the same tree.
         let verity = verity::format(&file, &hash_file, &Sha256::digest(sha256))
             .map_err(|error: VerityError| Error::image(&hash_path, said(&error)))?;
-        let mut mount = Mount::new("root", "/", "squashfs", MountType::SharedRw);
+        let mut mount = Mount::new("root", "/", format.name(), MountType::SharedRw);
         mount.image_verity_sha256 = Some(hex::encode(verity));
         describe(&mut mount, sha256, sha1, size);
         Ok(Self {

@@ -172,16 +172,64 @@ impl<W: Write> Writer<'_, W> {
 /// # Errors
 /// The layer cannot be read, or what is written to fails.
 pub fn content(layer: &Blob, content: &Content, to: &mut impl Write) -> io::Result<()> {
-    let mut written = 0;
-    for piece in &content.pieces {
-        zeros(to, piece.offset - written)?;
-        let copied = io::copy(&mut layer.piece(piece.position, piece.length).reader(), to)?;
-        if copied != piece.length {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        written = piece.offset + piece.length;
+    let written = io::copy(&mut Stream::new(layer, content), to)?;
+    match written == content.size {
+        true => Ok(()),
+        false => Err(io::ErrorKind::UnexpectedEof.into()),
     }
-    zeros(to, content.size - written)
+}
+
+/// Reads the content of a file, what its pieces leave out as zeros.
+#[derive(Debug)]
+pub(crate) struct Stream<'a> {
+    layer: &'a Blob,
+    content: &'a Content,
+    /// The next piece to read.
+    piece: usize,
+    position: u64,
+}
+
+impl<'a> Stream<'a> {
+    pub(crate) fn new(layer: &'a Blob, content: &'a Content) -> Self {
+        Self {
+            layer,
+            content,
+            piece: 0,
+            position: 0,
+        }
+    }
+}
+
+impl Read for Stream<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let upto = |end: u64| {
+            let left = usize::try_from(end - self.position).unwrap_or(usize::MAX);
+            left.min(buffer.len())
+        };
+        while matches!(self.content.pieces.get(self.piece), Some(piece) if piece.length == 0) {
+            self.piece += 1;
+        }
+        let piece = self.content.pieces.get(self.piece);
+        let read = match piece {
+            Some(piece) if self.position >= piece.offset => {
+                let within = self.position - piece.offset;
+                let length = upto(piece.offset + piece.length);
+                let part = self.layer.piece(piece.position + within, length as u64);
+                part.reader().read_exact(&mut buffer[..length])?;
+                length
+            }
+            _ => {
+                let length = upto(piece.map_or(self.content.size, |piece| piece.offset));
+                buffer[..length].fill(0);
+                length
+            }
+        };
+        self.position += read as u64;
+        if piece.is_some_and(|piece| self.position == piece.offset + piece.length) {
+            self.piece += 1;
+        }
+        Ok(read)
+    }
 }
 
 fn set_device(header: &mut Header, device: Device, kind: EntryType) -> io::Result<()> {
@@ -190,7 +238,7 @@ fn set_device(header: &mut Header, device: Device, kind: EntryType) -> io::Resul
     header.set_device_minor(device.minor)
 }
 
-fn zeros(to: &mut impl Write, count: u64) -> io::Result<()> {
+pub(crate) fn zeros(to: &mut impl Write, count: u64) -> io::Result<()> {
     io::copy(&mut io::repeat(0).take(count), to)?;
     Ok(())
 }

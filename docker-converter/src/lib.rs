@@ -2,6 +2,7 @@
 
 pub mod blob;
 pub mod convert;
+pub mod erofs;
 pub mod error;
 pub mod flatten;
 pub mod guestos;

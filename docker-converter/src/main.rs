@@ -21,6 +21,7 @@ enum Command {
     Verify(commands::verify::Arguments),
     Inspect(commands::inspect::Arguments),
     Bundle(commands::bundle::Arguments),
+    Verity(commands::verity::Arguments),
     #[command(subcommand)]
     Pki(commands::pki::Command),
 }
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         Command::Verify(arguments) => commands::verify::run(&arguments),
         Command::Inspect(arguments) => commands::inspect::run(&arguments),
         Command::Bundle(arguments) => commands::bundle::run(&arguments),
+        Command::Verity(arguments) => commands::verity::run(&arguments),
         Command::Pki(command) => commands::pki::run(&command),
     };
     match done {

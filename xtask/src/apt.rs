@@ -23,6 +23,7 @@ const BUILD: &[&str] = &[
 const TEST: &[&str] = &[
     "attr",
     "binutils",
+    "buildah",
     "busybox-static",
     "ca-certificates",
     "containerd",

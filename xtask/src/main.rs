@@ -51,6 +51,9 @@ enum Command {
         /// Few runs and no peers that must be compiled: checks that the benchmark works.
         #[arg(long)]
         quick: bool,
+        /// Run only this.
+        #[arg(long, value_parser = ["lifecycle", "trust", "conversion", "big"])]
+        only: Option<String>,
     },
     /// Run a fuzz target (docs/testing.md lists them).
     Fuzz {
@@ -91,12 +94,12 @@ fn run(command: Command) -> anyhow::Result<()> {
             action: VmAction::Shell,
         } => vm::shell(),
         Command::Test { only, .. } => test::run(&only),
-        Command::Bench { quick } => {
+        Command::Bench { quick, only } => {
             let effort = if quick { Effort::Quick } else { Effort::Full };
             let programs = build::release()?;
             // crun does not start beside two kinds of cgroups.
             trustme_oci_suite::private::enter()?;
-            trustme_conformance::bench::run(&programs, effort)
+            trustme_conformance::bench::run(&programs, effort, only.as_deref())
         }
         Command::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
         Command::Apt => Ok(()),

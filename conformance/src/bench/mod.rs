@@ -34,16 +34,27 @@ impl Effort {
     }
 }
 
-/// Runs the benchmarks with the programs in a directory and prints a table for each.
+/// Runs the benchmarks, or the one called `only`, with the programs in a directory and prints a table for each.
 ///
 /// # Errors
 /// A program fails.
-pub fn run(programs: &Path, effort: Effort) -> Result<()> {
+pub fn run(programs: &Path, effort: Effort, only: Option<&str>) -> Result<()> {
     let fixtures = Fixtures::with(Programs::in_dir(programs)?)?;
-    lifecycle::run(&fixtures, effort)?;
-    trust::run(&fixtures, effort)?;
-    conversion::run(&fixtures, effort)
+    let parts: [(&str, Part); 4] = [
+        ("lifecycle", lifecycle::run),
+        ("trust", trust::run),
+        ("conversion", conversion::run),
+        ("big", conversion::run_big),
+    ];
+    for (name, part) in parts {
+        if only.is_none_or(|only| only == name) {
+            part(&fixtures, effort)?;
+        }
+    }
+    Ok(())
 }
+
+type Part = fn(&Fixtures, Effort) -> Result<()>;
 
 /// What is compared: names, and the times that each one's runs took.
 #[derive(Debug)]
@@ -85,7 +96,7 @@ impl Table {
                 row.times.iter().min().copied().unwrap_or_default(),
             );
             println!(
-                "  {:<28} {:>9.1} ms  (least {:>8.1}, {:>2} runs)  {:>6.2} x  {}",
+                "  {:<38} {:>9.1} ms  (least {:>8.1}, {:>2} runs)  {:>6.2} x  {}",
                 row.name,
                 milliseconds(median),
                 milliseconds(least),

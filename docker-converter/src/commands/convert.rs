@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use indicatif::HumanBytes;
-use trustme_convert::convert::Conversion;
+use trustme_convert::convert::{Conversion, RootFormat};
 use trustme_convert::guestos::Naming;
 use trustme_convert::progress::Progress;
 use trustme_convert::source::{Platform, Source};
@@ -33,7 +33,7 @@ pub struct Arguments {
     /// The file system of the root image.
     #[arg(long, value_enum, default_value_t)]
     fs: FileSystem,
-    /// How the root image is compressed.
+    /// How a squashfs root image is compressed; erofs ones are not.
     #[arg(long, value_enum, default_value_t)]
     compression: ImageCompression,
     /// OS/ARCHITECTURE[/VARIANT] of the image; this machine's, where there is a choice.
@@ -47,16 +47,22 @@ pub struct Arguments {
     force: bool,
 }
 
-/// File systems that GyroidOS mounts.
+/// File systems of root images.
 #[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
 enum FileSystem {
+    /// Compressed, small; what GyroidOS mounts.
     #[default]
     Squashfs,
+    /// Not compressed, quick to make and to read; keeps ACLs and all times. Linux 5.15.
+    Erofs,
 }
 
 /// Converts, and prints the path of the configuration text.
 pub fn run(arguments: Arguments) -> Result<()> {
-    let FileSystem::Squashfs = arguments.fs;
+    let format = match arguments.fs {
+        FileSystem::Squashfs => RootFormat::Squashfs(arguments.compression),
+        FileSystem::Erofs => RootFormat::Erofs,
+    };
     let (key, cert) = super::signer(&arguments.key, &arguments.cert)?;
     let conversion = Conversion {
         source: arguments.source,
@@ -68,7 +74,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         },
         key,
         cert,
-        compression: arguments.compression,
+        format,
         max_size: arguments.max_size,
         force: arguments.force,
         time: source_date_epoch()?,

@@ -6,6 +6,7 @@ pub mod inspect;
 pub mod pki;
 pub mod sign;
 pub mod verify;
+pub mod verity;
 
 use std::fs::File;
 use std::io::Read;

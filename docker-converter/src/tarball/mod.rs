@@ -150,6 +150,8 @@ pub struct Reader<S> {
     position: u64,
     /// Where the next header is.
     next: u64,
+    /// How many bytes before it are no content.
+    padding: u64,
 }
 
 /// The headers before an entry.
@@ -167,6 +169,7 @@ impl<S: Stream> Reader<S> {
             stream,
             position: 0,
             next: 0,
+            padding: 0,
         }
     }
 
@@ -364,7 +367,8 @@ impl<S: Stream> Reader<S> {
     }
 
     /// Where the header behind `size` bytes of content is.
-    fn end_of(&self, size: u64) -> Result<u64, String> {
+    fn end_of(&mut self, size: u64) -> Result<u64, String> {
+        self.padding = size.wrapping_neg() % BLOCK as u64;
         size.checked_next_multiple_of(BLOCK as u64)
             .and_then(|size| self.next.checked_add(size))
             .ok_or_else(|| format!("a size of {size}"))
@@ -404,10 +408,17 @@ impl<S: Stream> Reader<S> {
     }
 
     fn skip_content(&mut self) -> Result<(), String> {
-        self.stream
-            .skip(self.next - self.position)
-            .map_err(explain)?;
+        let left = self.next - self.position;
+        let padding = self.padding.min(left);
+        self.stream.skip(left - padding).map_err(explain)?;
+        // Archives may end within their last padding: so umoci 0.4.7 writes them, and Go reads them.
+        io::copy(
+            &mut Read::by_ref(&mut self.stream).take(padding),
+            &mut io::sink(),
+        )
+        .map_err(explain)?;
         self.position = self.next;
+        self.padding = 0;
         Ok(())
     }
 

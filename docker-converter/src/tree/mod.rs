@@ -15,6 +15,13 @@ use crate::tarball::{Content, Device, Meta};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Id(u32);
 
+impl Id {
+    /// A number below [`Tree::inodes`].
+    pub(crate) fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// The root directory.
 pub const ROOT: Id = Id(0);
 
@@ -86,6 +93,11 @@ impl Tree {
     #[must_use]
     pub fn inode(&self, id: Id) -> &Inode {
         &self.inodes[id.0 as usize]
+    }
+
+    /// How many inodes there are, those counted that have no name any more.
+    pub(crate) fn inodes(&self) -> usize {
+        self.inodes.len()
     }
 
     /// The names in a directory, sorted by their bytes; nothing for what is none.

@@ -47,11 +47,15 @@ fn every_truncation_is_noticed() {
         3072, // after d/x: extended header, its record, header, two blocks
         4096, // after d/y
     ];
+    // The padding of the last entry may be missing: 700 bytes of d/x, 1 of d/y.
+    let paddings = [2048 + 700..3072, 3584 + 1..4096];
     let bytes = whole.bytes();
     assert_eq!(bytes.len(), 4096);
     for length in 0..=bytes.len() {
         let complete = read(&bytes[..length]).is_ok();
-        assert_eq!(complete, boundaries.contains(&length), "{length} bytes");
+        let expected = boundaries.contains(&length)
+            || paddings.iter().any(|padding| padding.contains(&length));
+        assert_eq!(complete, expected, "{length} bytes");
     }
     let archive = &bytes[..2600];
     refused(

@@ -11,8 +11,10 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
 
+use indicatif::ProgressBar;
 use trustme_convert::blob::Blob;
 use trustme_convert::convert::read_layers;
+use trustme_convert::erofs;
 use trustme_convert::flatten;
 use trustme_convert::progress::Progress;
 use trustme_convert::source::{self, Source};
@@ -472,19 +474,36 @@ fn a_mounted_image_is_what_umoci_unpacks() {
     theirs(&layout, &unpacked).unwrap();
     let (tree, layers) = ours(&layout).unwrap();
     let expected = directory_listing(&unpacked.join("rootfs"));
-    for compression in [ImageCompression::Zstd, ImageCompression::Gzip] {
+    for compression in [
+        Some(ImageCompression::Zstd),
+        Some(ImageCompression::Gzip),
+        None,
+    ] {
         let image = dir.path().join(format!("{compression:?}.img"));
-        let losses = squashfs::make(&image, compression, 0, |to| {
-            flatten::write(&tree, &layers, to)
-        })
+        let losses = match compression {
+            Some(compression) => squashfs::make(&image, compression, 0, |to| {
+                flatten::write(&tree, &layers, to)
+            }),
+            None => erofs::make(&image, 0, &tree, &layers, &ProgressBar::hidden()),
+        }
         .unwrap();
         assert_eq!(losses, [""; 0]);
         assert_eq!(fs::metadata(&image).unwrap().len() % 4096, 0);
-        let mounted = Mounted::new(&image, &dir.path().join("mounted"));
+        let kind = compression.map_or("erofs", |_| "squashfs");
+        let mounted = Mounted::new(&image, &dir.path().join("mounted"), kind);
         let found = directory_listing(&mounted.0);
         let mut expected = expected.clone();
         same_but_for_times_of_implied_directories(&found, &mut expected);
-        assert_eq!(found, expected);
+        let names = || found.keys().chain(expected.keys());
+        for path in names().filter(|path| found.get(*path) != expected.get(*path)) {
+            let shown = |listing: &Listing| listing.get(path).map(|text| format!("{text:.200}"));
+            panic!(
+                "{kind}, {:?}: {:?}, expected {:?}",
+                String::from_utf8_lossy(path),
+                shown(&found),
+                shown(&expected)
+            );
+        }
     }
     // GNU's own old form, which umoci refuses, gives the same as the newer ones.
     let output = Command::new("tar")
@@ -510,10 +529,10 @@ fn a_mounted_image_is_what_umoci_unpacks() {
 struct Mounted(std::path::PathBuf);
 
 impl Mounted {
-    fn new(image: &Path, place: &Path) -> Self {
+    fn new(image: &Path, place: &Path, kind: &str) -> Self {
         fs::create_dir_all(place).unwrap();
         let status = Command::new("mount")
-            .args(["-o", "loop,ro", "-t", "squashfs"])
+            .args(["-o", "loop,ro", "-t", kind])
             .arg(image)
             .arg(place)
             .status()
