@@ -192,7 +192,7 @@ pub const CHECKS: &[Check] = &[
     ),
     check(
         "metrics",
-        "$RUN -d $IMAGE $ID sleep 60; $E task metrics $ID | sed 's/[0-9]\\{2,\\}/N/g; s/  */ /g' | grep -E '^(ID|memory.limit|pids|cpu)|limit'",
+        "$RUN -d $IMAGE $ID sleep 60; $E task metrics $ID | sed 's/\\[.*\\]/LIST/; s/[0-9]\\{2,\\}/N/g; s/  */ /g' | grep -E '^(ID|memory.limit|pids|cpu)|limit'",
         "pids",
     ),
     check(

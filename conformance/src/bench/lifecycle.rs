@@ -209,23 +209,23 @@ impl Bench<'_> {
     fn memory(&self) -> Result<()> {
         let mut grid = Grid::new("peak memory of the largest process, MiB", &self.names());
         let file = self.dir.join("memory");
-        for words in [
-            WHILE_RUNNING[1],
-            WHILE_RUNNING[3],
-            "run --bundle . benchmark",
-        ] {
+        for words in [WHILE_RUNNING[1], WHILE_RUNNING[3], LIFE[0]] {
             let mut cells = Vec::new();
             for (_, program) in &self.runtimes {
-                let whole = words.starts_with("run");
-                let _running = (!whole).then(|| Running::new(self, program)).transpose()?;
-                let bundle = if whole { "true" } else { "sleep" };
-                let inner = self.command(program, bundle, words);
+                let creates = words == LIFE[0];
+                let _running = (!creates)
+                    .then(|| Running::new(self, program))
+                    .transpose()?;
+                let inner = self.command(program, "sleep", words);
                 let mut time = Command::new("time");
                 time.args(["-f", "%M", "-o"]).arg(&file);
                 time.arg(inner.get_program()).args(inner.get_args());
                 time.env("TRUSTME_CONFIG", &self.config)
-                    .current_dir(self.dir.join(bundle));
-                ok(&mut time)?;
+                    .current_dir(self.dir.join("sleep"));
+                timed(&mut [time])?;
+                if creates {
+                    timed(&mut [self.command(program, "sleep", LIFE[2])])?;
+                }
                 let kib: f64 = std::fs::read_to_string(&file)?.trim().parse()?;
                 cells.push(format!("{:.1}", kib / 1024.0));
             }

@@ -19,6 +19,9 @@ use crate::packages::Kernel;
 /// Programs of this machine that the scenarios use in the guest.
 const PROGRAMS: &[&str] = &[
     "/bin/bash",
+    // busybox's tar does not look for compression.
+    "/bin/gzip",
+    "/bin/tar",
     "/sbin/mkfs.ext4",
     "/sbin/e2fsck",
     "/sbin/veritysetup",
