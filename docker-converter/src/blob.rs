@@ -35,6 +35,15 @@ impl Blob {
         Self { file, start, size }
     }
 
+    /// All of a file.
+    ///
+    /// # Errors
+    /// The file cannot be looked at.
+    pub fn whole(file: File) -> io::Result<Self> {
+        let size = file.metadata()?.len();
+        Ok(Self::new(Arc::new(file), 0, size))
+    }
+
     /// How many bytes it has.
     #[must_use]
     pub fn size(&self) -> u64 {

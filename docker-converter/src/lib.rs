@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod blob;
+pub mod carrier;
 pub mod convert;
 pub mod erofs;
 pub mod error;

@@ -22,6 +22,8 @@ enum Command {
     Inspect(commands::inspect::Arguments),
     Bundle(commands::bundle::Arguments),
     Verity(commands::verity::Arguments),
+    Push(commands::push::Arguments),
+    Pull(commands::pull::Arguments),
     #[command(subcommand)]
     Pki(commands::pki::Command),
 }
@@ -34,6 +36,8 @@ fn main() -> ExitCode {
         Command::Inspect(arguments) => commands::inspect::run(&arguments),
         Command::Bundle(arguments) => commands::bundle::run(&arguments),
         Command::Verity(arguments) => commands::verity::run(&arguments),
+        Command::Push(arguments) => commands::push::run(&arguments),
+        Command::Pull(arguments) => commands::pull::run(&arguments),
         Command::Pki(command) => commands::pki::run(&command),
     };
     match done {

@@ -192,8 +192,8 @@ impl Bundle {
         anchors: &Anchors,
         at: SystemTime,
     ) -> Result<Signer, BundleError> {
-        let sig = self.beside("sig", MAX_SIG)?;
-        let cert = self.beside("cert", MAX_CERT)?;
+        let sig = self.signature()?;
+        let cert = self.certificates()?;
         let path = |extension| self.conf_path.with_extension(extension);
         signature::verify(&self.conf_bytes, &sig, &cert, anchors, at).map_err(|source| match source
         {
@@ -211,6 +211,22 @@ impl Bundle {
                 source,
             },
         })
+    }
+
+    /// The signature, not checked.
+    ///
+    /// # Errors
+    /// It is missing or too large.
+    pub fn signature(&self) -> Result<Vec<u8>, BundleError> {
+        self.beside("sig", MAX_SIG)
+    }
+
+    /// The certificates, not checked.
+    ///
+    /// # Errors
+    /// They are missing or too large.
+    pub fn certificates(&self) -> Result<Vec<u8>, BundleError> {
+        self.beside("cert", MAX_CERT)
     }
 
     /// Opens the image of a mount.

@@ -40,7 +40,7 @@ pub struct Arguments {
     #[arg(long)]
     platform: Option<Platform>,
     /// The most bytes that the layers may have uncompressed, with K, M, G or T (powers of 1024).
-    #[arg(long, value_name = "SIZE", default_value = "64G", value_parser = size)]
+    #[arg(long, value_name = "SIZE", default_value = "64G", value_parser = super::size)]
     max_size: u64,
     /// Replace a bundle of the same name and version.
     #[arg(long)]
@@ -98,19 +98,4 @@ fn source_date_epoch() -> Result<Option<u32>> {
     number.map(Some).with_context(|| {
         format!("SOURCE_DATE_EPOCH={text:?}: expected seconds from 1970 in 32 bits")
     })
-}
-
-fn size(text: &str) -> Result<u64, String> {
-    let (digits, shift) = match text.chars().last() {
-        Some('K') => (&text[..text.len() - 1], 10),
-        Some('M') => (&text[..text.len() - 1], 20),
-        Some('G') => (&text[..text.len() - 1], 30),
-        Some('T') => (&text[..text.len() - 1], 40),
-        _ => (text, 0),
-    };
-    digits
-        .parse::<u64>()
-        .ok()
-        .and_then(|number| number.checked_mul(1 << shift))
-        .ok_or_else(|| "expected a number, perhaps with K, M, G or T".to_owned())
 }

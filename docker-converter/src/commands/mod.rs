@@ -4,6 +4,8 @@ pub mod bundle;
 pub mod convert;
 pub mod inspect;
 pub mod pki;
+pub mod pull;
+pub mod push;
 pub mod sign;
 pub mod verify;
 pub mod verity;
@@ -59,4 +61,20 @@ fn read(path: &Path, max: u64) -> Result<Zeroizing<Vec<u8>>> {
         shown()
     );
     Ok(bytes)
+}
+
+/// A number of bytes, perhaps with K, M, G or T.
+fn size(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.chars().last() {
+        Some('K') => (&text[..text.len() - 1], 10),
+        Some('M') => (&text[..text.len() - 1], 20),
+        Some('G') => (&text[..text.len() - 1], 30),
+        Some('T') => (&text[..text.len() - 1], 40),
+        _ => (text, 0),
+    };
+    digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(1 << shift))
+        .ok_or_else(|| "expected a number, perhaps with K, M, G or T".to_owned())
 }

@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
 
 use crate::blob::Blob;
 use crate::error::Error;
@@ -52,8 +51,7 @@ impl Files {
     pub(super) fn archive(path: &Path) -> Result<Self, Error> {
         let wrong = |reason: String| Error::image(path, reason);
         let file = open(path)?;
-        let metadata = file.metadata().map_err(Error::io(path))?;
-        let whole = Blob::new(Arc::new(file), 0, metadata.len());
+        let whole = Blob::whole(file).map_err(Error::io(path))?;
         let mut start = [0; 4];
         let begun = whole.reader().read(&mut start).unwrap_or_default();
         if Compression::of(&start[..begun]) != Compression::None {
@@ -118,8 +116,7 @@ impl Files {
         match &self.place {
             Place::Directory => {
                 let file = open(&self.path.join(name))?;
-                let size = file.metadata().map_err(Error::io(&self.path))?.len();
-                Ok(Blob::new(Arc::new(file), 0, size))
+                Blob::whole(file).map_err(Error::io(&self.path))
             }
             Place::Archive(members) => {
                 let name = join(b"", name.as_bytes()).ok_or_else(missing)?;

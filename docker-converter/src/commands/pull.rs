@@ -1,0 +1,69 @@
+//! `trustme-convert pull`
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use trustme_convert::carrier;
+use trustme_convert::progress::Progress;
+use trustme_convert::source::{self, Platform, Source};
+use trustme_guestos::bundle::Bundle;
+use trustme_guestos::write::BundleWriter;
+
+/// Takes the bundle out of a carrier image, and checks its signature and images before it appears.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// The carrier: docker-archive:FILE[:REF], oci:DIR[:REF] or oci-archive:FILE[:REF].
+    source: Source,
+    /// The directory of bundles; made where it is missing.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Certificates that are trusted: a PEM file, or a directory of them.
+    #[arg(long, value_name = "FILE|DIR")]
+    anchors: PathBuf,
+    /// OS/ARCHITECTURE[/VARIANT] of the carrier; this machine's, where there is a choice.
+    #[arg(long)]
+    platform: Option<Platform>,
+    /// The most bytes that the bundle may have, with K, M, G or T (powers of 1024).
+    #[arg(long, value_name = "SIZE", default_value = "64G", value_parser = super::size)]
+    max_size: u64,
+    /// Replace a bundle of the same name and version.
+    #[arg(long)]
+    force: bool,
+}
+
+/// Takes the bundle, and prints the path of its configuration text.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let shown = |path: &Path| path.display().to_string();
+    let image = source::open(&arguments.source, arguments.platform.as_ref())?;
+    // Only a place that is removed, also after a kill: what the bundle is called is found out in it.
+    let staging = BundleWriter::create(&arguments.out, "pull", 0, true)?;
+    let unpacked = carrier::unpack(
+        &image,
+        staging.images(),
+        arguments.max_size,
+        Progress::new(),
+    )?;
+    let bundle = Bundle::open(&unpacked.conf)?;
+    super::verify::check(&bundle, Some(&arguments.anchors))
+        .with_context(|| format!("the bundle in {}", image.path.display()))?;
+    let writer = BundleWriter::create(
+        &arguments.out,
+        &unpacked.name,
+        unpacked.version,
+        arguments.force,
+    )?;
+    let images = bundle.images_path();
+    for entry in fs::read_dir(&images).with_context(|| shown(&images))? {
+        let path = entry.with_context(|| shown(&images))?.path();
+        let name = path.file_name().unwrap_or_default();
+        fs::rename(&path, writer.images().join(name)).with_context(|| shown(&path))?;
+    }
+    let conf = writer.finish(
+        bundle.conf_bytes(),
+        &bundle.signature()?,
+        &bundle.certificates()?,
+    )?;
+    println!("{}", conf.display());
+    Ok(())
+}
