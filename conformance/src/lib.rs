@@ -6,6 +6,7 @@ pub mod archive;
 pub mod bench;
 pub mod busybox;
 pub mod command;
+pub mod cosign;
 pub mod demo;
 pub mod fixtures;
 pub mod image;

@@ -11,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 use trustme_guestos::config::{GuestOsConfig, Mount, MountType};
 use trustme_guestos::image_config::ImageConfig;
 use trustme_guestos::signature::{SignatureError, SigningKey};
+use trustme_guestos::sigstore;
 use trustme_guestos::verity::{self, VerityError};
 use trustme_guestos::write::BundleWriter;
 
@@ -135,8 +136,10 @@ impl Conversion {
             .key
             .sign(conf.as_bytes())
             .map_err(|error| signing(&error))?;
+        let sigstore =
+            sigstore::bundle(&self.key, conf.as_bytes()).map_err(|error| signing(&error))?;
         Ok(Converted {
-            conf: writer.finish(conf.as_bytes(), &sig, &self.cert)?,
+            conf: writer.finish(conf.as_bytes(), &sig, &self.cert, &sigstore)?,
             sha256: root.sha256,
             size: root.size,
         })

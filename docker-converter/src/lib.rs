@@ -7,6 +7,7 @@ pub mod erofs;
 pub mod error;
 pub mod flatten;
 pub mod guestos;
+pub mod keys;
 pub mod layer;
 pub mod progress;
 pub mod source;

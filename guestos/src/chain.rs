@@ -296,7 +296,7 @@ impl Chain {
 }
 
 /// A distinguished name in the order of its encoding, as `CN=signer, O=company`.
-fn name(name: &X509NameRef) -> String {
+pub(crate) fn name(name: &X509NameRef) -> String {
     let entry = |entry: &openssl::x509::X509NameEntryRef| {
         let key = entry.object().nid().short_name().unwrap_or("?").to_owned();
         let value = entry.data().to_string().unwrap_or_default();

@@ -9,6 +9,7 @@ pub mod pki;
 mod pss;
 mod seccomp;
 pub mod signature;
+pub mod sigstore;
 mod superblock;
 pub mod verity;
 pub mod write;

@@ -16,8 +16,10 @@ use openssl::pkey_ctx::PkeyCtx;
 use openssl::x509::extension::{
     AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, SubjectKeyIdentifier,
 };
-use openssl::x509::{X509, X509Builder, X509Name, X509NameBuilder};
+use openssl::x509::{X509, X509Builder, X509KeyUsage, X509Name, X509NameBuilder};
 use zeroize::Zeroizing;
+
+use crate::chain;
 
 /// Bits of every key.
 const BITS: u32 = 4096;
@@ -44,9 +46,153 @@ pub enum PkiError {
         #[source]
         source: io::Error,
     },
+    /// A file cannot be read, or is not what it should be.
+    #[error("{}: {reason}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What was expected.
+        reason: String,
+    },
     /// OpenSSL fails.
     #[error("cannot make keys and certificates")]
     OpenSsl(#[from] ErrorStack),
+}
+
+/// What a certificate says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certificate {
+    /// As `CN=signer, O=company`.
+    pub subject: String,
+    /// Likewise.
+    pub issuer: String,
+    /// In hex.
+    pub serial: String,
+    /// As OpenSSL prints it.
+    pub not_before: String,
+    /// As OpenSSL prints it.
+    pub not_after: String,
+    /// The kind of its key, as `id-RSASSA-PSS`.
+    pub key: String,
+    /// The size of its key.
+    pub bits: u32,
+    /// Whether it may issue others.
+    pub ca: bool,
+    /// SHA-256 of its DER encoding, in hex.
+    pub sha256: String,
+}
+
+/// The certificates of a PEM file.
+///
+/// # Errors
+/// There is none, or one that cannot be read.
+pub fn read(pem: &[u8]) -> Result<Vec<Certificate>, String> {
+    let certificates = X509::stack_from_pem(pem).map_err(|error| error.to_string())?;
+    if certificates.is_empty() {
+        return Err("no certificate in PEM form".to_owned());
+    }
+    let read = |certificate: &X509| -> Result<Certificate, ErrorStack> {
+        let key = certificate.public_key()?;
+        Ok(Certificate {
+            subject: chain::name(certificate.subject_name()),
+            issuer: chain::name(certificate.issuer_name()),
+            serial: certificate
+                .serial_number()
+                .to_bn()?
+                .to_hex_str()?
+                .to_string(),
+            not_before: certificate.not_before().to_string(),
+            not_after: certificate.not_after().to_string(),
+            key: chain::kind(key.id()).to_owned(),
+            bits: key.bits(),
+            ca: certificate
+                .key_usage()
+                .is_some_and(|usage| usage.contains(X509KeyUsage::KEY_CERT_SIGN)),
+            sha256: hex::encode(certificate.digest(MessageDigest::sha256())?),
+        })
+    };
+    certificates
+        .iter()
+        .map(|certificate| read(certificate).map_err(|error| error.to_string()))
+        .collect()
+}
+
+/// Issues a new signer with a new key, by the sub-CA of a directory that [`init`] made: `ssig_cml.{key,cert}` are replaced.
+///
+/// # Errors
+/// See [`PkiError`]; the signer is the old one then.
+pub fn renew(dir: &Path) -> Result<(), PkiError> {
+    let path = |name: &str| dir.join(name);
+    let file = |name: &str| {
+        fs::read(path(name))
+            .map(Zeroizing::new)
+            .map_err(|error| PkiError::Read {
+                path: path(name),
+                reason: error.to_string(),
+            })
+    };
+    let wrong = |name: &str| {
+        let path = path(name);
+        move |error: ErrorStack| PkiError::Read {
+            path,
+            reason: error.to_string(),
+        }
+    };
+    let sub_ca = Issued {
+        key: PKey::private_key_from_pem(&file("ssig_subca.key")?)
+            .map_err(wrong("ssig_subca.key"))?,
+        certificate: X509::from_pem(&file("ssig_subca.cert")?).map_err(wrong("ssig_subca.cert"))?,
+    };
+    if !sub_ca.certificate.public_key()?.public_eq(&sub_ca.key) {
+        return Err(PkiError::Read {
+            path: path("ssig_subca.cert"),
+            reason: "the certificate of another key than ssig_subca.key".to_owned(),
+        });
+    }
+    let signer = issue(Level::Signer, Some(&sub_ca))?;
+    let chain = [signer.certificate.to_pem()?, sub_ca.certificate.to_pem()?].concat();
+    let key = Zeroizing::new(signer.key.private_key_to_pem_pkcs8()?);
+    // Both are on the disk before the first is replaced; between the two, signing says that they do not belong together.
+    let staged = [
+        ("ssig_cml.key", &key[..], 0o600),
+        ("ssig_cml.cert", &chain[..], 0o644),
+    ]
+    .map(|(name, bytes, mode)| {
+        let new = path(&format!(".{name}.new"));
+        (name, bytes, mode, new)
+    });
+    let made = (|| {
+        for (_, bytes, mode, new) in &staged {
+            write_new(new, bytes, *mode)?;
+        }
+        for (name, _, _, new) in &staged {
+            fs::rename(new, path(name)).map_err(|source| PkiError::Write {
+                path: path(name),
+                source,
+            })?;
+        }
+        Ok(())
+    })();
+    if made.is_err() {
+        for (_, _, _, new) in &staged {
+            // The first error is the one to report.
+            let _ = fs::remove_file(new);
+        }
+    }
+    made
+}
+
+fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), PkiError> {
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .map_err(|source| PkiError::Write {
+            path: path.to_owned(),
+            source,
+        })
 }
 
 /// What a certificate is for.
@@ -97,14 +243,7 @@ pub fn init(dir: &Path) -> Result<(), PkiError> {
             for (extension, bytes, mode) in
                 [("key", &key[..], 0o600), ("cert", &certificates[..], 0o644)]
             {
-                let path = staged.join(format!("{name}.{extension}"));
-                OpenOptions::new()
-                    .write(true)
-                    .create_new(true)
-                    .mode(mode)
-                    .open(&path)
-                    .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-                    .map_err(write(&path))?;
+                write_new(&staged.join(format!("{name}.{extension}")), bytes, mode)?;
             }
         }
         fs::rename(&staged, dir).map_err(|error| match error.kind() {

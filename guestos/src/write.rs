@@ -19,6 +19,9 @@ const COMPLETE: &str = ".complete";
 /// Where the images are within a staging directory.
 const IMAGES: &str = "images";
 
+/// The end of the name of the sigstore bundle.
+pub const SIGSTORE: &str = "sigstore.json";
+
 /// A bundle that is being made; dropped, it leaves nothing.
 #[derive(Debug)]
 pub struct BundleWriter {
@@ -70,13 +73,24 @@ impl BundleWriter {
         &self.images
     }
 
-    /// Writes configuration text, signature and certificates, waits until everything is on the disk, and moves it to
-    /// its place. The path of the configuration text.
+    /// Writes configuration text, signature, certificates and sigstore bundle, waits until everything is on the disk, and moves it
+    /// to its place. The path of the configuration text.
     ///
     /// # Errors
     /// Something cannot be written; another writer made the same bundle meanwhile.
-    pub fn finish(mut self, conf: &[u8], sig: &[u8], cert: &[u8]) -> Result<PathBuf, BundleError> {
-        for (extension, bytes) in [("conf", conf), ("sig", sig), ("cert", cert)] {
+    pub fn finish(
+        mut self,
+        conf: &[u8],
+        sig: &[u8],
+        cert: &[u8],
+        sigstore: &[u8],
+    ) -> Result<PathBuf, BundleError> {
+        for (extension, bytes) in [
+            ("conf", conf),
+            ("sig", sig),
+            ("cert", cert),
+            (SIGSTORE, sigstore),
+        ] {
             let path = self.staging.join(format!("{}.{extension}", self.name));
             write_new(&path, bytes)?;
         }
@@ -225,7 +239,7 @@ fn publish(out: &Path, staging: &Path, name: &str) -> Result<(), BundleError> {
         }
         fs::rename(&images, &place).map_err(BundleError::io(&place))?;
     }
-    for extension in ["sig", "cert", "conf"] {
+    for extension in [SIGSTORE, "sig", "cert", "conf"] {
         let file = format!("{name}.{extension}");
         match fs::rename(staging.join(&file), out.join(&file)) {
             Err(error) if error.kind() != ErrorKind::NotFound => {

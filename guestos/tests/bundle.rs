@@ -40,7 +40,7 @@ fn write(out: &Path, force: bool) -> Result<PathBuf, String> {
     fs::write(&image, IMAGE).unwrap();
     let digests = format!("  image_sha2_256: \"{}\"\n", digest("sha256sum", &image));
     writer
-        .finish(conf(&digests).as_bytes(), b"sig", b"cert")
+        .finish(conf(&digests).as_bytes(), b"sig", b"cert", b"{}")
         .map_err(chain)
 }
 
@@ -53,7 +53,13 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-const WHOLE: [&str; 4] = ["web-3", "web-3.cert", "web-3.conf", "web-3.sig"];
+const WHOLE: [&str; 5] = [
+    "web-3",
+    "web-3.cert",
+    "web-3.conf",
+    "web-3.sig",
+    "web-3.sigstore.json",
+];
 
 #[test]
 fn a_bundle_appears_whole_and_is_not_replaced_unasked() {

@@ -24,12 +24,8 @@ pub struct Arguments {
     /// The version of the GuestOS; a higher one replaces a lower one.
     #[arg(long, value_name = "N")]
     version: u64,
-    /// The signer's private key (PEM).
-    #[arg(long, value_name = "PEM")]
-    key: PathBuf,
-    /// The signer's certificate and those that lead to an anchor (PEM).
-    #[arg(long, value_name = "PEM")]
-    cert: PathBuf,
+    #[command(flatten)]
+    signer: super::SignerArguments,
     /// The file system of the root image.
     #[arg(long, value_enum, default_value_t)]
     fs: FileSystem,
@@ -63,7 +59,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         FileSystem::Squashfs => RootFormat::Squashfs(arguments.compression),
         FileSystem::Erofs => RootFormat::Erofs,
     };
-    let (key, cert) = super::signer(&arguments.key, &arguments.cert)?;
+    let (key, cert) = arguments.signer.open()?;
     let conversion = Conversion {
         source: arguments.source,
         platform: arguments.platform,

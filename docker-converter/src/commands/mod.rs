@@ -12,14 +12,12 @@ pub mod verity;
 
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use trustme_convert::keys::{self, KeyPlace, Passphrase};
 use trustme_guestos::signature::SigningKey;
-use zeroize::Zeroizing;
 
-/// The largest private key, in bytes: RSA with 16384 bits has 13 KiB.
-const MAX_KEY: u64 = 64 << 10;
 /// The largest file of certificates, in bytes; GuestOS bundles hold no larger one.
 const MAX_CERT: u64 = 256 << 10;
 
@@ -36,28 +34,59 @@ pub fn said(error: &anyhow::Error) -> String {
     text
 }
 
-/// Reads a signer's key and certificates, and checks that they belong together.
-fn signer(key: &Path, cert: &Path) -> Result<(SigningKey, Vec<u8>)> {
-    let shown = |path: &Path| path.display().to_string();
-    let signing_key = SigningKey::from_pem(&read(key, MAX_KEY)?).with_context(|| shown(key))?;
-    let certificates = read(cert, MAX_CERT)?;
-    signing_key
-        .belongs_to(&certificates)
-        .with_context(|| shown(cert))?;
-    Ok((signing_key, certificates.to_vec()))
+/// Who signs.
+#[derive(Debug, clap::Args)]
+pub struct SignerArguments {
+    /// The signer's private key: a PEM file (encrypted ones ask for their passphrase; `TSS2 PRIVATE KEY` is a TPM's), pkcs11:… (a
+    /// token's key, RFC 7512) or tpm2:0x81… (a persistent key of the TPM).
+    #[arg(long, value_name = "PEM|URI")]
+    key: KeyPlace,
+    /// The signer's certificate and those that lead to an anchor (PEM).
+    #[arg(long, value_name = "PEM")]
+    cert: PathBuf,
+    /// The passphrase of the key, or the PIN of the token, is the first line of this file; else the terminal is asked.
+    #[arg(long, value_name = "FILE")]
+    passphrase_file: Option<PathBuf>,
+    /// The same of an open descriptor.
+    #[arg(long, value_name = "N", conflicts_with = "passphrase_file")]
+    passphrase_fd: Option<u32>,
+    /// The TPM, as the TSS names it.
+    #[arg(long, default_value = "device:/dev/tpmrm0")]
+    tcti: String,
+    /// Sign also with a kind of key that GyroidOS refuses (EC).
+    #[arg(long)]
+    no_gyroidos: bool,
 }
 
-fn read(path: &Path, max: u64) -> Result<Zeroizing<Vec<u8>>> {
+impl SignerArguments {
+    /// Opens the signer's key, reads the certificates, and checks that they belong together.
+    fn open(&self) -> Result<(SigningKey, Vec<u8>)> {
+        let shown = || self.cert.display().to_string();
+        let certificates = read(&self.cert)?;
+        let passphrase = match (&self.passphrase_file, self.passphrase_fd) {
+            (Some(path), _) => Passphrase::File(path.clone()),
+            (None, Some(number)) => Passphrase::Descriptor(number),
+            (None, None) => Passphrase::Terminal,
+        };
+        let key = keys::open(&self.key, &certificates, &passphrase, &self.tcti)?;
+        key.belongs_to(&certificates).with_context(shown)?;
+        if !self.no_gyroidos {
+            key.check_gyroidos().context("--no-gyroidos is not given")?;
+        }
+        Ok((key, certificates))
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
     let shown = || path.display().to_string();
     let file = File::open(path).with_context(shown)?;
-    // Not read to the end with growing buffers, which would leave copies of a key behind.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(max as usize + 1));
-    file.take(max + 1)
+    let mut bytes = Vec::new();
+    file.take(MAX_CERT + 1)
         .read_to_end(&mut bytes)
         .with_context(shown)?;
     ensure!(
-        bytes.len() as u64 <= max,
-        "{}: more than {max} bytes",
+        bytes.len() as u64 <= MAX_CERT,
+        "{}: more than {MAX_CERT} bytes",
         shown()
     );
     Ok(bytes)

@@ -1,6 +1,7 @@
 //! The commands, and what is left of a conversion that is killed.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -126,7 +127,7 @@ fn a_bundle_that_is_there_is_only_replaced_when_asked_for() {
         .unwrap()
         .map(|entry| entry.unwrap().file_name())
         .collect();
-    assert_eq!(names.len(), 4, "{names:?}");
+    assert_eq!(names.len(), 5, "{names:?}");
 }
 
 #[test]
@@ -139,25 +140,44 @@ fn conversions_are_byte_identical() {
             .collect();
         files = files.file(&format!("file-{number}"), &content);
     }
+    files = files
+        .entry(Entry {
+            path: b"null",
+            kind: b'3',
+            device: (1, 3),
+            uid: 77,
+            ..Entry::default()
+        })
+        .entry(Entry {
+            path: b"ping",
+            mode: 0o4755,
+            xattrs: vec![(
+                "security.capability",
+                b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+            )],
+            ..Entry::default()
+        });
     place
         .layout
         .layer(&layer(), Packing::Gzip)
         .layer(&files.end(), Packing::Zstd)
         .finish();
+    const FILES: [&str; 7] = [
+        "test-1.conf",
+        "test-1.sig",
+        "test-1.sigstore.json",
+        "test-1.cert",
+        "test-1/root.img",
+        "test-1/root.hash.img",
+        "test-1/config.img",
+    ];
     let digest = |name: &str, change: &dyn Fn(&mut Command)| {
         let out = place.dir.path().join(name);
         let mut convert = convert(&place.layout.source(), &out);
         change(&mut convert);
         says(&mut convert);
         let mut contents = Vec::new();
-        for file in [
-            "test-1.conf",
-            "test-1.sig",
-            "test-1.cert",
-            "test-1/root.img",
-            "test-1/root.hash.img",
-            "test-1/config.img",
-        ] {
+        for file in FILES {
             contents.push(fs::read(out.join(file)).unwrap());
         }
         contents
@@ -182,8 +202,51 @@ fn conversions_are_byte_identical() {
         convert.env("SOURCE_DATE_EPOCH", "1000000000");
     };
     let third = digest("third", &epoch);
-    assert!(first[3] != third[3]);
+    assert!(first[4] != third[4]);
     assert!(third == digest("fourth", &epoch));
+
+    // Another user, without rights, and another umask: owners and devices need none.
+    let own = place.dir.path().join("own");
+    fs::create_dir(&own).unwrap();
+    let program = own.join("trustme-convert");
+    fs::copy(PROGRAM, &program).unwrap();
+    for name in ["ssig_cml.key", "ssig_cml.cert"] {
+        fs::copy(pki().join(name), own.join(name)).unwrap();
+    }
+    let mut chown = Command::new("chown");
+    says(chown.args(["-R", "1000:1000"]).arg(&own));
+    fs::set_permissions(place.dir.path(), Permissions::from_mode(0o755)).unwrap();
+    says(
+        Command::new("sh")
+            .args([
+                "-ec",
+                "umask 077; exec setpriv --reuid 1000 --regid 1000 --clear-groups \"$@\"",
+                "sh",
+            ])
+            .arg(&program)
+            .args([
+                "convert",
+                &place.layout.source(),
+                "--name",
+                "test",
+                "--version",
+                "1",
+                "--out",
+            ])
+            .arg(own.join("out"))
+            .arg("--key")
+            .arg(own.join("ssig_cml.key"))
+            .arg("--cert")
+            .arg(own.join("ssig_cml.cert"))
+            .env("TMPDIR", &own)
+            .env_remove("SOURCE_DATE_EPOCH"),
+    );
+    for (file, bytes) in FILES.iter().zip(&first) {
+        assert!(
+            fs::read(own.join("out").join(file)).unwrap() == *bytes,
+            "{file}"
+        );
+    }
 }
 
 #[test]
@@ -272,7 +335,16 @@ fn killed_conversions_leave_nothing_under_final_names() {
         }
         let mut left = names(&out);
         left.sort();
-        assert_eq!(left, ["test-1", "test-1.cert", "test-1.conf", "test-1.sig"]);
+        assert_eq!(
+            left,
+            [
+                "test-1",
+                "test-1.cert",
+                "test-1.conf",
+                "test-1.sig",
+                "test-1.sigstore.json"
+            ]
+        );
     }
 }
 

@@ -494,8 +494,8 @@ fn a_mounted_image_is_what_umoci_unpacks() {
         let found = directory_listing(&mounted.0);
         let mut expected = expected.clone();
         same_but_for_times_of_implied_directories(&found, &mut expected);
-        let names = || found.keys().chain(expected.keys());
-        for path in names().filter(|path| found.get(*path) != expected.get(*path)) {
+        let differing = |path: &&Vec<u8>| found.get(*path) != expected.get(*path);
+        if let Some(path) = found.keys().chain(expected.keys()).find(differing) {
             let shown = |listing: &Listing| listing.get(path).map(|text| format!("{text:.200}"));
             panic!(
                 "{kind}, {:?}: {:?}, expected {:?}",
