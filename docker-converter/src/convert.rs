@@ -139,7 +139,7 @@ impl Conversion {
         let sigstore =
             sigstore::bundle(&self.key, conf.as_bytes()).map_err(|error| signing(&error))?;
         Ok(Converted {
-            conf: writer.finish(conf.as_bytes(), &sig, &self.cert, &sigstore)?,
+            conf: writer.finish(conf.as_bytes(), &sig, &self.cert, Some(&sigstore))?,
             sha256: root.sha256,
             size: root.size,
         })

@@ -19,6 +19,12 @@ use crate::signature::{self, Anchors, SignatureError, Signer};
 
 /// The largest signature, in bytes: RSA with 32768 bits.
 const MAX_SIG: usize = 4096;
+
+/// The longest sigstore bundle that is read, in bytes.
+pub const MAX_SIGSTORE: usize = 64 << 10;
+
+/// The end of the name of the sigstore bundle.
+pub const SIGSTORE: &str = "sigstore.json";
 /// The largest file of certificates, in bytes.
 const MAX_CERT: usize = 256 << 10;
 
@@ -227,6 +233,19 @@ impl Bundle {
     /// They are missing or too large.
     pub fn certificates(&self) -> Result<Vec<u8>, BundleError> {
         self.beside("cert", MAX_CERT)
+    }
+
+    /// The sigstore bundle, not checked, where there is one: nothing here reads it.
+    ///
+    /// # Errors
+    /// It cannot be read, or is too large.
+    pub fn sigstore(&self) -> Result<Option<Vec<u8>>, BundleError> {
+        match self.beside(SIGSTORE, MAX_SIGSTORE) {
+            Err(BundleError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(None)
+            }
+            read => read.map(Some),
+        }
     }
 
     /// Opens the image of a mount.

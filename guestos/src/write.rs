@@ -11,16 +11,13 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
-use crate::bundle::BundleError;
+use crate::bundle::{BundleError, SIGSTORE};
 
 /// The end of the name of a staging directory whose content only needs to be moved.
 const COMPLETE: &str = ".complete";
 
 /// Where the images are within a staging directory.
 const IMAGES: &str = "images";
-
-/// The end of the name of the sigstore bundle.
-pub const SIGSTORE: &str = "sigstore.json";
 
 /// A bundle that is being made; dropped, it leaves nothing.
 #[derive(Debug)]
@@ -83,14 +80,13 @@ impl BundleWriter {
         conf: &[u8],
         sig: &[u8],
         cert: &[u8],
-        sigstore: &[u8],
+        sigstore: Option<&[u8]>,
     ) -> Result<PathBuf, BundleError> {
-        for (extension, bytes) in [
-            ("conf", conf),
-            ("sig", sig),
-            ("cert", cert),
-            (SIGSTORE, sigstore),
-        ] {
+        let sigstore = sigstore.map(|bytes| (SIGSTORE, bytes));
+        for (extension, bytes) in [("conf", conf), ("sig", sig), ("cert", cert)]
+            .into_iter()
+            .chain(sigstore)
+        {
             let path = self.staging.join(format!("{}.{extension}", self.name));
             write_new(&path, bytes)?;
         }
@@ -233,6 +229,11 @@ fn publish(out: &Path, staging: &Path, name: &str) -> Result<(), BundleError> {
     let images = staging.join(IMAGES);
     let place = out.join(name);
     if fs::symlink_metadata(&images).is_ok() {
+        let sigstore = format!("{name}.{SIGSTORE}");
+        if !staging.join(&sigstore).exists() {
+            // An older bundle's is not this one's.
+            remove_file(&out.join(&sigstore))?;
+        }
         // An older bundle is replaced: its images go with the staging directory.
         if fs::symlink_metadata(&place).is_ok() {
             fs::rename(&place, staging.join("replaced")).map_err(BundleError::io(&place))?;
@@ -252,6 +253,13 @@ fn publish(out: &Path, staging: &Path, name: &str) -> Result<(), BundleError> {
         .and_then(|dir| dir.sync_all())
         .map_err(BundleError::io(out))?;
     remove(staging)
+}
+
+fn remove_file(path: &Path) -> Result<(), BundleError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(BundleError::io(path)(error)),
+        _ => Ok(()),
+    }
 }
 
 fn remove(staging: &Path) -> Result<(), BundleError> {

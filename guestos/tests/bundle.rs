@@ -40,7 +40,7 @@ fn write(out: &Path, force: bool) -> Result<PathBuf, String> {
     fs::write(&image, IMAGE).unwrap();
     let digests = format!("  image_sha2_256: \"{}\"\n", digest("sha256sum", &image));
     writer
-        .finish(conf(&digests).as_bytes(), b"sig", b"cert", b"{}")
+        .finish(conf(&digests).as_bytes(), b"sig", b"cert", Some(b"{}"))
         .map_err(chain)
 }
 

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
-use trustme_guestos::bundle::Bundle;
+use trustme_guestos::bundle::{Bundle, SIGSTORE};
 use trustme_guestos::config::MountType;
 use trustme_guestos::image_config::ImageConfig;
 
@@ -64,6 +64,9 @@ impl Carrier {
         )?;
         layer.bytes(&format!("{DIRECTORY}/{name}.sig"), bundle.signature()?)?;
         layer.bytes(&format!("{DIRECTORY}/{name}.cert"), bundle.certificates()?)?;
+        if let Some(sigstore) = bundle.sigstore()? {
+            layer.bytes(&format!("{DIRECTORY}/{name}.{SIGSTORE}"), sigstore)?;
+        }
         layer.directory(&format!("{DIRECTORY}/{name}"))?;
         let mut files = BTreeMap::new();
         for mount in bundle.mounts() {

@@ -5,6 +5,7 @@ use std::io::{BufWriter, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use trustme_guestos::bundle::{MAX_SIGSTORE, SIGSTORE};
 use trustme_guestos::config::{GuestOsConfig, MAX_TEXT};
 
 use super::DIRECTORY;
@@ -66,6 +67,11 @@ pub fn unpack(
     for extension in ["sig", "cert"] {
         let bytes = files.small(&inside(&format!(".{extension}")), MAX_SMALL)?;
         write(&place(format!("{stem}.{extension}")), &bytes)?;
+    }
+    let sigstore = inside(&format!(".{SIGSTORE}"));
+    if tree.file(sigstore.as_bytes()).is_some() {
+        let bytes = files.small(&sigstore, MAX_SIGSTORE as u64)?;
+        write(&place(format!("{stem}.{SIGSTORE}")), &bytes)?;
     }
     let images = place(stem.clone());
     DirBuilder::new()

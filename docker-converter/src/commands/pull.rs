@@ -63,6 +63,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         bundle.conf_bytes(),
         &bundle.signature()?,
         &bundle.certificates()?,
+        bundle.sigstore()?.as_deref(),
     )?;
     println!("{}", conf.display());
     Ok(())

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use trustme_guestos::bundle::Bundle;
+use trustme_guestos::bundle::{Bundle, SIGSTORE};
 use trustme_guestos::sigstore;
-use trustme_guestos::write::{SIGSTORE, replace_file};
+use trustme_guestos::write::replace_file;
 
 /// Signs the configuration text of a bundle anew.
 #[derive(Debug, clap::Args)]
