@@ -116,7 +116,9 @@ fn what_a_killed_writer_left_is_removed_or_completed() {
     let staged = out.join(".web-3.012345.complete");
     fs::create_dir(&staged).unwrap();
     fs::rename(out.join("web-3"), staged.join("images")).unwrap();
-    fs::rename(out.join("web-3.conf"), staged.join("web-3.conf")).unwrap();
+    for file in ["web-3.conf", "web-3.sigstore.json"] {
+        fs::rename(out.join(file), staged.join(file)).unwrap();
+    }
     assert!(write(out, false).unwrap_err().ends_with("exists already"));
     assert_eq!(names(out), WHOLE);
     let bundle = Bundle::open(&out.join("web-3.conf")).unwrap();
