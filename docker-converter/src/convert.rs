@@ -22,7 +22,8 @@ use crate::flatten;
 use crate::guestos::{Accounts, Description, Naming};
 use crate::layer::{Budget, Layer};
 use crate::progress::Progress;
-use crate::source::{self, Image, Platform, Source};
+use crate::registry;
+use crate::source::{self, Access, Image, Platform, Source};
 use crate::squashfs::{self, ImageCompression};
 use crate::tree::Tree;
 
@@ -37,6 +38,8 @@ const CHUNK: usize = 1 << 20;
 pub struct Conversion {
     /// The image.
     pub source: Source,
+    /// How registries are reached.
+    pub registry: registry::Options,
     /// Which one, where there are several.
     pub platform: Option<Platform>,
     /// The directory of bundles.
@@ -88,12 +91,20 @@ pub struct Converted {
 }
 
 impl Conversion {
+    fn access(&self, progress: Progress) -> Access {
+        Access {
+            registry: self.registry.clone(),
+            max_size: self.max_size,
+            progress,
+        }
+    }
+
     /// Converts the image. Nothing is left of a conversion that fails.
     ///
     /// # Errors
     /// The image is not as it should be, a GuestOS cannot say what it says, or the bundle cannot be written.
     pub fn run(&self, progress: Progress) -> Result<Converted, Error> {
-        let image = source::open(&self.source, self.platform.as_ref())?;
+        let image = source::open(&self.source, self.platform.as_ref(), &self.access(progress))?;
         let description = Description::of(&image.configuration)?;
         // What the text cannot say is found out before the work.
         let mut guestos = description.guestos(&self.naming)?;

@@ -56,6 +56,14 @@ pub enum Error {
         /// What it said.
         reason: String,
     },
+    /// A registry, or an engine, does not give what it should.
+    #[error("{what}: {reason}")]
+    Registry {
+        /// The image, and where it is.
+        what: String,
+        /// What was expected and what was found.
+        reason: String,
+    },
     /// The bundle cannot be written.
     #[error(transparent)]
     Bundle(#[from] BundleError),

@@ -10,6 +10,7 @@ pub mod guestos;
 pub mod keys;
 pub mod layer;
 pub mod progress;
+pub mod registry;
 pub mod source;
 pub mod squashfs;
 pub mod tarball;

@@ -22,6 +22,12 @@ enum Part {
 }
 
 impl Parts {
+    /// Not an archive, just bytes.
+    #[must_use]
+    pub fn of_bytes(bytes: Vec<u8>) -> Self {
+        Self(vec![Part::Bytes(bytes)])
+    }
+
     /// Adds a directory.
     ///
     /// # Errors

@@ -7,13 +7,15 @@ use indicatif::HumanBytes;
 use trustme_convert::convert::{Conversion, RootFormat};
 use trustme_convert::guestos::Naming;
 use trustme_convert::progress::Progress;
+use trustme_convert::registry;
 use trustme_convert::source::{Platform, Source};
 use trustme_convert::squashfs::ImageCompression;
 
 /// Converts an image into a signed bundle.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// docker-archive:FILE[:REF], oci:DIR[:REF] or oci-archive:FILE[:REF], as skopeo writes it.
+    /// docker://HOST/REPOSITORY[:TAG|@DIGEST], docker-archive:FILE[:REF], oci:DIR[:REF], oci-archive:FILE[:REF], docker-daemon:REF or
+    /// containers-storage:REF.
     source: Source,
     /// The directory of bundles; made where it is missing.
     #[arg(long, value_name = "DIR")]
@@ -41,6 +43,8 @@ pub struct Arguments {
     /// Replace a bundle of the same name and version.
     #[arg(long)]
     force: bool,
+    #[command(flatten, next_help_heading = "Registries")]
+    registry: registry::Options,
 }
 
 /// File systems of root images.
@@ -62,6 +66,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let (key, cert) = arguments.signer.open()?;
     let conversion = Conversion {
         source: arguments.source,
+        registry: arguments.registry,
         platform: arguments.platform,
         out: arguments.out,
         naming: Naming {

@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use trustme_convert::carrier;
 use trustme_convert::progress::Progress;
-use trustme_convert::source::{self, Platform, Source};
+use trustme_convert::registry;
+use trustme_convert::source::{self, Access, Platform, Source};
 use trustme_guestos::bundle::Bundle;
 use trustme_guestos::write::BundleWriter;
 
 /// Takes the bundle out of a carrier image, and checks its signature and images before it appears.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// The carrier: docker-archive:FILE[:REF], oci:DIR[:REF] or oci-archive:FILE[:REF].
+    /// The carrier: a source as for convert.
     source: Source,
     /// The directory of bundles; made where it is missing.
     #[arg(long, value_name = "DIR")]
@@ -30,20 +31,23 @@ pub struct Arguments {
     /// Replace a bundle of the same name and version.
     #[arg(long)]
     force: bool,
+    #[command(flatten, next_help_heading = "Registries")]
+    registry: registry::Options,
 }
 
 /// Takes the bundle, and prints the path of its configuration text.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let shown = |path: &Path| path.display().to_string();
-    let image = source::open(&arguments.source, arguments.platform.as_ref())?;
+    let progress = Progress::new();
+    let access = Access {
+        registry: arguments.registry.clone(),
+        max_size: arguments.max_size,
+        progress,
+    };
+    let image = source::open(&arguments.source, arguments.platform.as_ref(), &access)?;
     // Only a place that is removed, also after a kill: what the bundle is called is found out in it.
     let staging = BundleWriter::create(&arguments.out, "pull", 0, true)?;
-    let unpacked = carrier::unpack(
-        &image,
-        staging.images(),
-        arguments.max_size,
-        Progress::new(),
-    )?;
+    let unpacked = carrier::unpack(&image, staging.images(), arguments.max_size, progress)?;
     let bundle = Bundle::open(&unpacked.conf)?;
     super::verify::check(&bundle, Some(&arguments.anchors))
         .with_context(|| format!("the bundle in {}", image.path.display()))?;

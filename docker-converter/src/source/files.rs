@@ -6,6 +6,7 @@ use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 
+use super::Remote;
 use crate::blob::Blob;
 use crate::error::Error;
 use crate::layer::Compression;
@@ -25,6 +26,7 @@ pub(super) struct Files {
 enum Place {
     Directory,
     Archive(BTreeMap<Vec<u8>, Member>),
+    Remote(Box<Remote>),
 }
 
 /// A member of an archive.
@@ -49,8 +51,12 @@ impl Files {
 
     /// The members of an archive.
     pub(super) fn archive(path: &Path) -> Result<Self, Error> {
+        Self::open_archive(open(path)?, path)
+    }
+
+    /// The members of an archive that is open already; `path` is for messages.
+    pub(super) fn open_archive(file: File, path: &Path) -> Result<Self, Error> {
         let wrong = |reason: String| Error::image(path, reason);
-        let file = open(path)?;
         let whole = Blob::whole(file).map_err(Error::io(path))?;
         let mut start = [0; 4];
         let begun = whole.reader().read(&mut start).unwrap_or_default();
@@ -98,6 +104,30 @@ impl Files {
         })
     }
 
+    /// A repository of a registry; its files are found by what leads to them.
+    pub(super) fn remote(remote: Remote) -> Self {
+        Self {
+            path: remote.path(),
+            place: Place::Remote(Box::new(remote)),
+        }
+    }
+
+    /// The repository, if these are its files.
+    pub(super) fn as_remote(&self) -> Option<&Remote> {
+        match &self.place {
+            Place::Remote(remote) => Some(remote),
+            _ => None,
+        }
+    }
+
+    /// The same, for good.
+    pub(super) fn into_remote(self) -> Option<Remote> {
+        match self.place {
+            Place::Remote(remote) => Some(*remote),
+            _ => None,
+        }
+    }
+
     /// The archive or directory.
     pub(super) fn path(&self) -> &Path {
         &self.path
@@ -118,6 +148,7 @@ impl Files {
                 let file = open(&self.path.join(name))?;
                 Blob::whole(file).map_err(Error::io(&self.path))
             }
+            Place::Remote(_) => Err(missing()),
             Place::Archive(members) => {
                 let name = join(b"", name.as_bytes()).ok_or_else(missing)?;
                 match members.get(&name) {

@@ -1,9 +1,11 @@
-//! Where images come from: `docker-archive:FILE[:REF]`, `oci:DIR[:REF]`, `oci-archive:FILE[:REF]` (skopeo's notation).
+//! Where images come from, in skopeo's notation: registries, archives, layouts, and what engines keep.
 
 mod docker;
+mod engine;
 mod files;
 mod oci;
 mod platform;
+mod registry;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,10 +17,13 @@ use serde_json::{Map, Value};
 use sha2::Digest as _;
 
 pub use platform::Platform;
+pub use registry::Remote;
 
 use crate::blob::{Blob, Digest, Stamp};
 use crate::error::Error;
 use crate::layer::PackedLayer;
+use crate::progress::Progress;
+use crate::registry::Reference;
 use files::Files;
 
 /// The longest manifest, index or image configuration, in bytes (containers/image's limit for manifests).
@@ -51,6 +56,27 @@ pub enum Source {
         /// Which image in it.
         reference: Option<String>,
     },
+    /// In a registry.
+    Docker(Reference),
+    /// Of Docker's daemon: the name or ID of an image.
+    DockerDaemon(String),
+    /// Of Podman's storage: the name or ID of an image.
+    ContainersStorage(String),
+}
+
+/// What every source is written as.
+const NOTATION: &str = "expected docker://HOST/REPOSITORY[:TAG|@DIGEST], docker-archive:FILE[:REF], oci:DIR[:REF], \
+    oci-archive:FILE[:REF], docker-daemon:REF or containers-storage:REF";
+
+/// How sources are reached.
+#[derive(Debug, Clone)]
+pub struct Access {
+    /// Registries.
+    pub registry: crate::registry::Options,
+    /// The most bytes that layers may have together before they are fetched.
+    pub max_size: u64,
+    /// What is shown meanwhile.
+    pub progress: Progress,
 }
 
 impl FromStr for Source {
@@ -61,9 +87,18 @@ impl FromStr for Source {
             text: text.to_owned(),
             reason: reason.to_owned(),
         };
-        let (transport, rest) = text.split_once(':').ok_or_else(|| {
-            wrong("expected docker-archive:FILE[:REF], oci:DIR[:REF] or oci-archive:FILE[:REF]")
-        })?;
+        let (transport, rest) = text.split_once(':').ok_or_else(|| wrong(NOTATION))?;
+        match transport {
+            "docker" => {
+                let name = rest.strip_prefix("//").ok_or_else(|| wrong(NOTATION))?;
+                return Ok(Self::Docker(name.parse()?));
+            }
+            "docker-daemon" if !rest.is_empty() => return Ok(Self::DockerDaemon(rest.to_owned())),
+            "containers-storage" if !rest.is_empty() => {
+                return Ok(Self::ContainersStorage(rest.to_owned()));
+            }
+            _ => {}
+        }
         let (path, reference) = match rest.split_once(':') {
             Some((_, "")) => return Err(wrong("nothing after the last colon")),
             Some((path, reference)) => (path, Some(reference.to_owned())),
@@ -77,7 +112,7 @@ impl FromStr for Source {
             "docker-archive" => Ok(Self::DockerArchive { path, reference }),
             "oci" => Ok(Self::Oci { path, reference }),
             "oci-archive" => Ok(Self::OciArchive { path, reference }),
-            _ => Err(wrong("expected docker-archive:, oci: or oci-archive:")),
+            _ => Err(wrong(NOTATION)),
         }
     }
 }
@@ -93,6 +128,8 @@ pub struct Image {
     pub id: Digest,
     /// The layers, the lowest first.
     pub layers: Vec<PackedLayer>,
+    /// The repository that it came from, if it did.
+    pub remote: Option<Remote>,
     /// What the layers' files were like before they were read.
     opened: Vec<Stamp>,
 }
@@ -128,7 +165,7 @@ struct RootFs {
 ///
 /// # Errors
 /// The image cannot be found or read, or is not as it should be.
-pub fn open(source: &Source, platform: Option<&Platform>) -> Result<Image, Error> {
+pub fn open(source: &Source, platform: Option<&Platform>, access: &Access) -> Result<Image, Error> {
     match source {
         Source::DockerArchive { path, reference } => {
             let files = Files::archive(path)?;
@@ -139,6 +176,19 @@ pub fn open(source: &Source, platform: Option<&Platform>) -> Result<Image, Error
         }
         Source::OciArchive { path, reference } => {
             oci::open(Files::archive(path)?, reference.as_deref(), platform)
+        }
+        Source::Docker(reference) => {
+            oci::open_remote(Remote::open(reference, access)?, platform, access)
+        }
+        Source::DockerDaemon(reference) => {
+            let path = PathBuf::from(format!("docker-daemon:{reference}"));
+            let files = Files::open_archive(engine::docker(reference)?, &path)?;
+            docker::open(files, None, platform)
+        }
+        Source::ContainersStorage(reference) => {
+            let path = PathBuf::from(format!("containers-storage:{reference}"));
+            let files = Files::open_archive(engine::podman(reference)?, &path)?;
+            oci::open(files, None, platform)
         }
     }
 }
@@ -157,6 +207,7 @@ impl Image {
             configuration,
             id,
             layers,
+            remote: None,
         })
     }
 

@@ -1,8 +1,10 @@
-//! OCI layouts (OCI image specification, image-layout.md), with manifests and layers of OCI and of Docker (schema 2).
+//! OCI layouts (OCI image specification, image-layout.md) and registries, with manifests and layers of OCI and of Docker (schema 2).
 
 use oci_spec::image::{Descriptor, ImageIndex, ImageManifest, OciLayout};
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
 
-use super::{Configuration, Files, Image, Platform, parse, read, sha256};
+use super::{Access, Configuration, Files, Image, Platform, Remote, parse, read, sha256};
 use crate::blob::{Blob, Digest};
 use crate::error::Error;
 use crate::layer::{Compression, PackedLayer};
@@ -65,23 +67,74 @@ pub(super) fn open(
         };
         return Err(Error::image(&path, reason));
     };
-    let manifest = manifest(&files, descriptor.clone(), platform)?;
+    read_image(files, descriptor.clone(), platform, None)
+}
+
+/// An image in a registry. Its layers are fetched.
+pub(super) fn open_remote(
+    remote: Remote,
+    platform: Option<&Platform>,
+    access: &Access,
+) -> Result<Image, Error> {
+    let top = remote.top();
+    let path = remote.path();
+    // Only for what leads to it to be looked at in the same way: size and digest are its own.
+    let descriptor = json!({
+        "mediaType": top.media_type, "digest": top.digest, "size": top.bytes.len(),
+    });
+    let descriptor = parse(descriptor.to_string().as_bytes(), &path, "manifest")?;
+    read_image(Files::remote(remote), descriptor, platform, Some(access))
+}
+
+fn read_image(
+    files: Files,
+    descriptor: Descriptor,
+    platform: Option<&Platform>,
+    access: Option<&Access>,
+) -> Result<Image, Error> {
+    let path = files.path().to_owned();
+    let manifest = manifest(&files, descriptor, platform)?;
     let config = manifest.config();
     expect_type(&files, config, &CONFIGURATIONS, "image configuration")?;
     let (bytes, id) = document(&files, config, "image configuration")?;
     let configuration = Configuration::parse(&bytes, &path, platform)?;
     let diff_ids = configuration.diff_ids(manifest.layers().len(), &path)?;
+    let mut described = Vec::new();
+    for descriptor in manifest.layers() {
+        // All of them before the first is fetched.
+        digest(&files, descriptor)?;
+        described.push((descriptor, compression(&files, descriptor)?));
+    }
+    let descriptors: Vec<&Descriptor> = manifest.layers().iter().collect();
+    let blobs = match (files.as_remote(), access) {
+        (Some(remote), Some(access)) => remote.blobs(&descriptors, access)?,
+        _ => {
+            let blobs = descriptors
+                .iter()
+                .map(|descriptor| blob(&files, descriptor));
+            blobs.collect::<Result<_, Error>>()?
+        }
+    };
     let mut layers = Vec::new();
-    for (descriptor, diff_id) in manifest.layers().iter().zip(diff_ids) {
+    for (((descriptor, compression), blob), diff_id) in
+        described.into_iter().zip(blobs).zip(diff_ids)
+    {
+        let fetched = files.as_remote().is_some();
         layers.push(PackedLayer {
             name: descriptor.digest().to_string(),
-            compression: compression(&files, descriptor)?,
-            blob: blob(&files, descriptor)?,
-            digest: Some(digest(&files, descriptor)?),
+            compression,
+            blob,
+            // That of what was fetched was checked on the way.
+            digest: match fetched && compression != Compression::None {
+                true => None,
+                false => Some(digest(&files, descriptor)?),
+            },
             diff_id,
         });
     }
-    Image::new(path, configuration, id, layers)
+    let mut image = Image::new(path, configuration, id, layers)?;
+    image.remote = files.into_remote();
+    Ok(image)
 }
 
 /// The manifest that a descriptor leads to, through indexes.
@@ -104,8 +157,14 @@ fn manifest(
             };
         }
         if !INDEXES.contains(&media_type.as_str()) {
+            let old = media_type.contains("manifest.v1+");
+            let schema1 = if old {
+                ": Docker's schema 1, which is no more; push the image anew"
+            } else {
+                ""
+            };
             return Err(wrong(format!(
-                "a manifest of the media type {media_type:?}"
+                "a manifest of the media type {media_type:?}{schema1}"
             )));
         }
         let (bytes, _) = document(files, &descriptor, "index")?;
@@ -219,7 +278,28 @@ fn document(
     what: &str,
 ) -> Result<(Vec<u8>, Digest), Error> {
     let expected = digest(files, descriptor)?;
-    let (bytes, found) = read(&blob(files, descriptor)?, files.path(), what)?;
+    let (bytes, found) = match files.as_remote() {
+        Some(remote) => {
+            let bytes = match what {
+                "manifest" | "index" => remote.manifest(descriptor.digest().as_ref())?,
+                _ => remote
+                    .repository
+                    .small_blob(descriptor.digest().as_ref(), descriptor.size())?,
+            };
+            if bytes.len() as u64 != descriptor.size() {
+                let reason = format!(
+                    "{what} {} has {} bytes, {} are announced",
+                    descriptor.digest(),
+                    bytes.len(),
+                    descriptor.size()
+                );
+                return Err(Error::image(files.path(), reason));
+            }
+            let found = Sha256::digest(&bytes).into();
+            (bytes, found)
+        }
+        None => read(&blob(files, descriptor)?, files.path(), what)?,
+    };
     match found == expected {
         true => Ok((bytes, found)),
         false => {
