@@ -185,6 +185,70 @@ fn a_tmpfs_gets_what_it_covers() {
     assert!(!bundle.rootfs().join("etc/new").exists());
 }
 
+/// As /etc/resolv.conf is in many images; an absolute link counts from the container's root.
+#[test]
+fn a_bind_target_may_be_a_link_to_what_is_not_there() {
+    let mut bundle = script("cat /etc/resolv.conf /absolute; readlink /etc/resolv.conf");
+    let outside = bundle.file("outside");
+    std::os::unix::fs::symlink("../run/not/there", bundle.rootfs().join("etc/resolv.conf"))
+        .unwrap();
+    std::os::unix::fs::symlink(&outside, bundle.rootfs().join("absolute")).unwrap();
+    let source = bundle.file("source");
+    std::fs::write(&source, "bound\n").unwrap();
+    for destination in ["/etc/resolv.conf", "/absolute"] {
+        add_mount(
+            &mut bundle,
+            json!({"destination": destination, "source": source, "options": ["bind", "ro"]}),
+        );
+    }
+    assert_eq!(
+        bundle.ok("run --bundle BUNDLE ID"),
+        "bound\nbound\n../run/not/there\n"
+    );
+    assert!(!outside.exists());
+    assert!(bundle.rootfs().join("run/not/there").exists());
+}
+
+/// fsconfig(2) takes 255 bytes: the layers of an overlay are more.
+#[test]
+fn long_options_reach_the_file_system() {
+    let mut bundle = script("cat /merged/file");
+    let mut layers = Vec::new();
+    for at in 0..6 {
+        let layer = bundle.file(&format!("{}{at}", "layer".repeat(12)));
+        std::fs::create_dir(&layer).unwrap();
+        layers.push(layer.display().to_string());
+    }
+    std::fs::write(
+        bundle.file(&format!("{}5/file", "layer".repeat(12))),
+        "deep\n",
+    )
+    .unwrap();
+    let lower = format!("lowerdir={}", layers.join(":"));
+    assert!(lower.len() > 255);
+    add_mount(
+        &mut bundle,
+        json!({"destination": "/merged", "type": "overlay", "source": "overlay", "options": ["ro", lower]}),
+    );
+    assert_eq!(bundle.ok("run --bundle BUNDLE ID"), "deep\n");
+}
+
+#[test]
+fn a_mount_that_fails_names_itself_and_the_file_systems_reason() {
+    let mut bundle = script("true");
+    add_mount(
+        &mut bundle,
+        json!({"destination": "/x", "type": "tmpfs", "source": "tmpfs", "options": ["size=much"]}),
+    );
+    let said = bundle.fails("run --bundle BUNDLE ID", 1);
+    assert!(
+        said.contains("error mounting \"tmpfs\" to rootfs at \"/x\"")
+            && said.contains("Bad value for 'size'"),
+        "{said}"
+    );
+    bundle.assert_gone();
+}
+
 #[test]
 fn recursive_attributes_reach_mounts_below() {
     let mut bundle = script("touch /r/sub/x; touch /n/sub/y");
