@@ -87,6 +87,8 @@ impl Bench<'_> {
         command
             .args(words.split(' '))
             .env("TRUSTME_CONFIG", &self.config)
+            // Cargo's, which makes the loader of dynamic programs look in more places.
+            .env_remove("LD_LIBRARY_PATH")
             .current_dir(self.dir.join(bundle))
             .stdin(Stdio::null())
             .stdout(Stdio::null());
@@ -221,6 +223,7 @@ impl Bench<'_> {
                 time.args(["-f", "%M", "-o"]).arg(&file);
                 time.arg(inner.get_program()).args(inner.get_args());
                 time.env("TRUSTME_CONFIG", &self.config)
+                    .env_remove("LD_LIBRARY_PATH")
                     .current_dir(self.dir.join("sleep"));
                 timed(&mut [time])?;
                 if creates {
