@@ -3,6 +3,7 @@
 pub mod blob;
 pub mod carrier;
 pub mod convert;
+pub mod digest;
 pub mod erofs;
 pub mod error;
 pub mod flatten;

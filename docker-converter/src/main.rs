@@ -24,6 +24,7 @@ enum Command {
     Verity(commands::verity::Arguments),
     Push(commands::push::Arguments),
     Pull(commands::pull::Arguments),
+    Digest(commands::digest::Arguments),
     #[command(subcommand)]
     Pki(commands::pki::Command),
 }
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         Command::Verity(arguments) => commands::verity::run(&arguments),
         Command::Push(arguments) => commands::push::run(&arguments),
         Command::Pull(arguments) => commands::pull::run(&arguments),
+        Command::Digest(arguments) => commands::digest::run(&arguments),
         Command::Pki(command) => commands::pki::run(&command),
     };
     match done {

@@ -11,5 +11,6 @@ mod seccomp;
 pub mod signature;
 pub mod sigstore;
 mod superblock;
+pub mod tree_digest;
 pub mod verity;
 pub mod write;

@@ -2,6 +2,7 @@
 
 pub mod bundle;
 pub mod convert;
+pub mod digest;
 pub mod inspect;
 pub mod pki;
 pub mod pull;
