@@ -5,6 +5,7 @@ mod chain;
 pub mod config;
 pub mod grant;
 pub mod image_config;
+pub mod manifest;
 pub mod pki;
 mod pss;
 mod seccomp;

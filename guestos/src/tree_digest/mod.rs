@@ -16,6 +16,7 @@ use composefs::erofs::format::FormatVersion;
 use composefs::fsverity::{FsVerityHashValue, Sha256HashValue};
 use composefs::generic_tree::{Inode, LeafContent, Stat};
 use composefs::tree::{Directory, FileSystem, RegularFile};
+use sha2::{Digest as _, Sha256};
 
 pub use read::{ReadError, read};
 
@@ -72,6 +73,8 @@ struct Entry {
 pub struct TreeDigest {
     /// The fs-verity digest of the composefs image.
     pub digest: [u8; 32],
+    /// SHA-256 of that image.
+    pub image_sha256: [u8; 32],
     /// Files with a content of their own at paths that engines put files at, or mount files over: path from `/`, and what is there.
     pub engine_files: BTreeMap<String, String>,
 }
@@ -123,9 +126,10 @@ impl Builder {
             insert(&mut tree, &path, entry).map_err(|reason| wrong(&path, reason))?;
         }
         // Not `fsck`: every leaf was just made for its one name.
-        let id = tree.compute_image_id(FormatVersion::V1);
+        let (image, id) = tree.compute_image_bytes(FormatVersion::V1);
         Ok(TreeDigest {
             digest: bytes(&id),
+            image_sha256: Sha256::digest(&image).into(),
             engine_files,
         })
     }
