@@ -8,8 +8,8 @@ use chrono::DateTime;
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
-use trustme_guestos::config::{GuestOsConfig, Mount, MountType};
-use trustme_guestos::image_config::ImageConfig;
+use trustme_guestos::config::{GuestOsConfig, I18nString, Mount, MountType};
+use trustme_guestos::image_config::{CheckedSource, ImageConfig};
 use trustme_guestos::signature::{SignatureError, SigningKey};
 use trustme_guestos::sigstore;
 use trustme_guestos::verity::{self, VerityError};
@@ -26,6 +26,7 @@ use crate::registry;
 use crate::source::{self, Access, Image, Platform, Source};
 use crate::squashfs::{self, ImageCompression};
 use crate::tree::Tree;
+use crate::verification::Demands;
 
 /// The longest /etc/passwd or /etc/group that is read, in bytes.
 const MAX_ACCOUNTS: u64 = 1 << 20;
@@ -40,6 +41,8 @@ pub struct Conversion {
     pub source: Source,
     /// How registries are reached.
     pub registry: registry::Options,
+    /// What is demanded of the image.
+    pub demands: Demands,
     /// Which one, where there are several.
     pub platform: Option<Platform>,
     /// The directory of bundles.
@@ -94,9 +97,19 @@ impl Conversion {
     fn access(&self, progress: Progress) -> Access {
         Access {
             registry: self.registry.clone(),
+            demands: self.demands.clone(),
             max_size: self.max_size,
             progress,
         }
+    }
+
+    /// What the bundle says of where it came from, if that was checked.
+    fn checked_source(&self, image: &Image) -> Option<CheckedSource> {
+        let verified = &image.verdict.0;
+        (!verified.is_empty()).then(|| CheckedSource {
+            image: self.source.to_string(),
+            verified: verified.clone(),
+        })
     }
 
     /// Converts the image. Nothing is left of a conversion that fails.
@@ -108,6 +121,14 @@ impl Conversion {
         let description = Description::of(&image.configuration)?;
         // What the text cannot say is found out before the work.
         let mut guestos = description.guestos(&self.naming)?;
+        let source = self.checked_source(&image);
+        if let Some(source) = &source {
+            let said = format!("{}: {}", source.image, source.verified.join("; "));
+            guestos.description_long = Some(I18nString::english(match guestos.description_long {
+                Some(long) => format!("{} ({said})", long.en),
+                None => said,
+            }));
+        }
         text(&guestos)?;
         let writer = BundleWriter::create(
             &self.out,
@@ -117,8 +138,9 @@ impl Conversion {
         )?;
         let images = writer.images();
         let (tree, layers) = read_layers(&image, images, self.max_size, progress)?;
-        let image_config = description
-            .image_config(&accounts(&tree, &layers, &image.path)?)?
+        let mut image_config = description.image_config(&accounts(&tree, &layers, &image.path)?)?;
+        image_config.source = source;
+        let image_config = image_config
             .to_bytes()
             .map_err(|error| Error::Configuration(said(&error)))?;
 

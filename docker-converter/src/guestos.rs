@@ -157,6 +157,7 @@ impl Description {
             env: config.env.clone().unwrap_or_default(),
             healthcheck: config.healthcheck.clone(),
             config: self.raw.clone(),
+            source: None,
         })
     }
 

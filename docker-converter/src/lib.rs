@@ -17,6 +17,7 @@ pub mod squashfs;
 pub mod tarball;
 pub mod tree;
 pub mod users;
+pub mod verification;
 
 use tarball::Reader;
 use tree::Tree;

@@ -56,6 +56,19 @@ pub struct ImageConfig {
     pub healthcheck: Option<Value>,
     /// The object `config` of the OCI image configuration, as it was.
     pub config: Map<String, Value>,
+    /// Where the image came from, if it was checked before it was converted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<CheckedSource>,
+}
+
+/// Where an image came from, and what was found out about it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckedSource {
+    /// The image, in skopeo's notation.
+    pub image: String,
+    /// What held, a sentence each.
+    pub verified: Vec<String>,
 }
 
 impl Default for ImageConfig {
@@ -78,6 +91,7 @@ impl Default for ImageConfig {
             env: Vec::new(),
             healthcheck: None,
             config: Map::new(),
+            source: None,
         }
     }
 }

@@ -10,6 +10,7 @@ use trustme_convert::progress::Progress;
 use trustme_convert::registry;
 use trustme_convert::source::{Platform, Source};
 use trustme_convert::squashfs::ImageCompression;
+use trustme_convert::verification::Demands;
 
 /// Converts an image into a signed bundle.
 #[derive(Debug, clap::Args)]
@@ -45,6 +46,8 @@ pub struct Arguments {
     force: bool,
     #[command(flatten, next_help_heading = "Registries")]
     registry: registry::Options,
+    #[command(flatten, next_help_heading = "What is demanded of the image")]
+    demands: Demands,
 }
 
 /// File systems of root images.
@@ -67,6 +70,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let conversion = Conversion {
         source: arguments.source,
         registry: arguments.registry,
+        demands: arguments.demands,
         platform: arguments.platform,
         out: arguments.out,
         naming: Naming {

@@ -8,6 +8,7 @@ use trustme_convert::carrier;
 use trustme_convert::progress::Progress;
 use trustme_convert::registry;
 use trustme_convert::source::{self, Access, Platform, Source};
+use trustme_convert::verification::Demands;
 use trustme_guestos::bundle::Bundle;
 use trustme_guestos::write::BundleWriter;
 
@@ -33,6 +34,8 @@ pub struct Arguments {
     force: bool,
     #[command(flatten, next_help_heading = "Registries")]
     registry: registry::Options,
+    #[command(flatten, next_help_heading = "What is demanded of the image")]
+    demands: Demands,
 }
 
 /// Takes the bundle, and prints the path of its configuration text.
@@ -41,6 +44,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let progress = Progress::new();
     let access = Access {
         registry: arguments.registry.clone(),
+        demands: arguments.demands.clone(),
         max_size: arguments.max_size,
         progress,
     };

@@ -478,6 +478,19 @@ impl Repository {
         }))
     }
 
+    /// The index of what refers to a manifest (distribution specification, "Listing Referrers"); `None` where the registry knows none.
+    ///
+    /// # Errors
+    /// The registry fails.
+    pub fn referrers(&self, digest: &str) -> Result<Option<Vec<u8>>, Error> {
+        let address = self.address(&format!("referrers/{digest}"));
+        self.retry(|| match self.get("GET", &address, &[]) {
+            Ok(response) => Ok(Some(read(response, MAX_MANIFEST)?)),
+            Err(failure) if failure.status.is_some() && !failure.again => Ok(None),
+            Err(failure) => Err(failure),
+        })
+    }
+
     /// As [`Repository::find_manifest`], for one that has to be there.
     ///
     /// # Errors

@@ -15,10 +15,13 @@ use std::path::PathBuf;
 pub use auth::check_auth_file;
 pub use client::{Document, Repository};
 pub use configuration::{Endpoint, RegistriesConf};
-pub use reference::{Reference, Wanted};
+pub use reference::{Reference, Wanted, is_digest};
+
+/// How long a registry may be silent, in seconds.
+const TIMEOUT: u64 = 30;
 
 /// How registries are reached; the options are skopeo's.
-#[derive(Debug, Clone, Default, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct Options {
     /// Where the credentials of registries are; else $REGISTRY_AUTH_FILE, $XDG_RUNTIME_DIR/containers/auth.json,
     /// ~/.config/containers/auth.json, ~/.docker/config.json.
@@ -38,6 +41,19 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     pub registries_conf: Option<PathBuf>,
     /// How many seconds a registry may be silent.
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    #[arg(long, value_name = "SECONDS", default_value_t = TIMEOUT, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub registry_timeout: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            authfile: None,
+            creds: None,
+            tls_verify: None,
+            cert_dir: None,
+            registries_conf: None,
+            registry_timeout: TIMEOUT,
+        }
+    }
 }

@@ -133,7 +133,9 @@ fn is_tag(text: &str) -> bool {
         && text.bytes().all(plain)
 }
 
-fn is_digest(text: &str) -> bool {
+/// Whether a text is `sha256:HEX`.
+#[must_use]
+pub fn is_digest(text: &str) -> bool {
     let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
     text.strip_prefix("sha256:")
         .is_some_and(|digits| digits.len() == 64 && digits.bytes().all(hex))

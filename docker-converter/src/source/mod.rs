@@ -7,6 +7,7 @@ mod oci;
 mod platform;
 mod registry;
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -24,6 +25,7 @@ use crate::error::Error;
 use crate::layer::PackedLayer;
 use crate::progress::Progress;
 use crate::registry::Reference;
+use crate::verification::{Demands, Verdict};
 use files::Files;
 
 /// The longest manifest, index or image configuration, in bytes (containers/image's limit for manifests).
@@ -73,10 +75,44 @@ const NOTATION: &str = "expected docker://HOST/REPOSITORY[:TAG|@DIGEST], docker-
 pub struct Access {
     /// Registries.
     pub registry: crate::registry::Options,
+    /// What is demanded of the image.
+    pub demands: Demands,
     /// The most bytes that layers may have together before they are fetched.
     pub max_size: u64,
     /// What is shown meanwhile.
     pub progress: Progress,
+}
+
+impl Access {
+    /// With the usual options, and no demands.
+    #[must_use]
+    pub fn new(max_size: u64, progress: Progress) -> Self {
+        Self {
+            registry: crate::registry::Options::default(),
+            demands: Demands::default(),
+            max_size,
+            progress,
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (transport, path, reference) = match self {
+            Self::DockerArchive { path, reference } => ("docker-archive", path, reference),
+            Self::Oci { path, reference } => ("oci", path, reference),
+            Self::OciArchive { path, reference } => ("oci-archive", path, reference),
+            Self::Docker(reference) => return write!(formatter, "docker://{reference}"),
+            Self::DockerDaemon(reference) => return write!(formatter, "docker-daemon:{reference}"),
+            Self::ContainersStorage(reference) => {
+                return write!(formatter, "containers-storage:{reference}");
+            }
+        };
+        write!(formatter, "{transport}:{}", path.display())?;
+        reference
+            .iter()
+            .try_for_each(|reference| write!(formatter, ":{reference}"))
+    }
 }
 
 impl FromStr for Source {
@@ -130,6 +166,8 @@ pub struct Image {
     pub layers: Vec<PackedLayer>,
     /// The repository that it came from, if it did.
     pub remote: Option<Remote>,
+    /// What was found out about it.
+    pub verdict: Verdict,
     /// What the layers' files were like before they were read.
     opened: Vec<Stamp>,
 }
@@ -166,7 +204,12 @@ struct RootFs {
 /// # Errors
 /// The image cannot be found or read, or is not as it should be.
 pub fn open(source: &Source, platform: Option<&Platform>, access: &Access) -> Result<Image, Error> {
-    match source {
+    let verdict = match source {
+        // Checked when its manifest is known.
+        Source::Docker(_) => Verdict::default(),
+        _ => access.demands.check(source, None)?,
+    };
+    let mut image = match source {
         Source::DockerArchive { path, reference } => {
             let files = Files::archive(path)?;
             docker::open(files, reference.as_deref(), platform)
@@ -178,7 +221,8 @@ pub fn open(source: &Source, platform: Option<&Platform>, access: &Access) -> Re
             oci::open(Files::archive(path)?, reference.as_deref(), platform)
         }
         Source::Docker(reference) => {
-            oci::open_remote(Remote::open(reference, access)?, platform, access)
+            let remote = Remote::open(reference, access)?;
+            return oci::open_remote(remote, source, platform, access);
         }
         Source::DockerDaemon(reference) => {
             let path = PathBuf::from(format!("docker-daemon:{reference}"));
@@ -190,7 +234,9 @@ pub fn open(source: &Source, platform: Option<&Platform>, access: &Access) -> Re
             let files = Files::open_archive(engine::podman(reference)?, &path)?;
             oci::open(files, None, platform)
         }
-    }
+    }?;
+    image.verdict = verdict;
+    Ok(image)
 }
 
 impl Image {
@@ -208,6 +254,7 @@ impl Image {
             id,
             layers,
             remote: None,
+            verdict: Verdict::default(),
         })
     }
 

@@ -4,10 +4,11 @@ use oci_spec::image::{Descriptor, ImageIndex, ImageManifest, OciLayout};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use super::{Access, Configuration, Files, Image, Platform, Remote, parse, read, sha256};
+use super::{Access, Configuration, Files, Image, Platform, Remote, Source, parse, read, sha256};
 use crate::blob::{Blob, Digest};
 use crate::error::Error;
 use crate::layer::{Compression, PackedLayer};
+use crate::verification::Verdict;
 
 /// Names an image in a layout (OCI image specification, annotations.md).
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
@@ -73,6 +74,7 @@ pub(super) fn open(
 /// An image in a registry. Its layers are fetched.
 pub(super) fn open_remote(
     remote: Remote,
+    source: &Source,
     platform: Option<&Platform>,
     access: &Access,
 ) -> Result<Image, Error> {
@@ -83,17 +85,26 @@ pub(super) fn open_remote(
         "mediaType": top.media_type, "digest": top.digest, "size": top.bytes.len(),
     });
     let descriptor = parse(descriptor.to_string().as_bytes(), &path, "manifest")?;
-    read_image(Files::remote(remote), descriptor, platform, Some(access))
+    read_image(
+        Files::remote(remote),
+        descriptor,
+        platform,
+        Some((source, access)),
+    )
 }
 
 fn read_image(
     files: Files,
     descriptor: Descriptor,
     platform: Option<&Platform>,
-    access: Option<&Access>,
+    wanted: Option<(&Source, &Access)>,
 ) -> Result<Image, Error> {
     let path = files.path().to_owned();
     let manifest = manifest(&files, descriptor, platform)?;
+    let verdict = match wanted {
+        Some((source, access)) => access.demands.check(source, files.as_remote())?,
+        None => Verdict::default(),
+    };
     let config = manifest.config();
     expect_type(&files, config, &CONFIGURATIONS, "image configuration")?;
     let (bytes, id) = document(&files, config, "image configuration")?;
@@ -106,8 +117,8 @@ fn read_image(
         described.push((descriptor, compression(&files, descriptor)?));
     }
     let descriptors: Vec<&Descriptor> = manifest.layers().iter().collect();
-    let blobs = match (files.as_remote(), access) {
-        (Some(remote), Some(access)) => remote.blobs(&descriptors, access)?,
+    let blobs = match (files.as_remote(), wanted) {
+        (Some(remote), Some((_, access))) => remote.blobs(&descriptors, access)?,
         _ => {
             let blobs = descriptors
                 .iter()
@@ -134,6 +145,7 @@ fn read_image(
     }
     let mut image = Image::new(path, configuration, id, layers)?;
     image.remote = files.into_remote();
+    image.verdict = verdict;
     Ok(image)
 }
 

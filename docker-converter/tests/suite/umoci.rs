@@ -17,7 +17,6 @@ use trustme_convert::convert::read_layers;
 use trustme_convert::erofs;
 use trustme_convert::flatten;
 use trustme_convert::progress::Progress;
-use trustme_convert::registry;
 use trustme_convert::source::{self, Access, Source};
 use trustme_convert::squashfs::{self, ImageCompression};
 use trustme_convert::tarball::Device;
@@ -38,11 +37,7 @@ type Listing = BTreeMap<Vec<u8>, String>;
 /// What we make of an image.
 fn ours(layout: &Layout) -> Result<(Tree, Vec<Blob>), String> {
     let source: Source = layout.source().parse().unwrap();
-    let access = Access {
-        registry: registry::Options::default(),
-        max_size: 1 << 30,
-        progress: Progress::hidden(),
-    };
+    let access = Access::new(1 << 30, Progress::hidden());
     let image = source::open(&source, None, &access).map_err(|error| error.to_string())?;
     let dir = std::env::temp_dir();
     read_layers(&image, &dir, 1 << 30, Progress::hidden()).map_err(|error| error.to_string())
