@@ -20,7 +20,7 @@ use crate::erofs;
 use crate::error::Error;
 use crate::flatten;
 use crate::guestos::{Accounts, Description, Naming};
-use crate::layer::{Budget, Layer};
+use crate::layer::{Budget, Layer, Limits};
 use crate::progress::Progress;
 use crate::registry;
 use crate::source::{self, Access, Image, Platform, Source};
@@ -55,8 +55,8 @@ pub struct Conversion {
     pub cert: Vec<u8>,
     /// What the root image is.
     pub format: RootFormat,
-    /// The most bytes that the layers may have uncompressed, and the files of the image together.
-    pub max_size: u64,
+    /// What the image may take.
+    pub limits: Limits,
     /// Whether a bundle of the same name and version is replaced.
     pub force: bool,
     /// When the image counts as made, in seconds since 1970; where it is not given, when it says that it was made.
@@ -98,7 +98,7 @@ impl Conversion {
         Access {
             registry: self.registry.clone(),
             demands: self.demands.clone(),
-            max_size: self.max_size,
+            limits: self.limits,
             progress,
         }
     }
@@ -137,7 +137,7 @@ impl Conversion {
             self.force,
         )?;
         let images = writer.images();
-        let (tree, layers) = read_layers(&image, images, self.max_size, progress)?;
+        let (tree, layers) = read_layers(&image, images, self.limits, progress)?;
         let mut image_config = description.image_config(&accounts(&tree, &layers, &image.path)?)?;
         image_config.source = source;
         let image_config = image_config
@@ -183,17 +183,17 @@ impl Conversion {
 /// and the uncompressed layers, for which files without names are made in `dir`.
 ///
 /// # Errors
-/// A layer is not as it should be, or the layers or the files have more than `max_size` bytes.
+/// A layer is not as it should be, or the layers or the files have more than `limits` allow.
 pub fn read_layers(
     image: &Image,
     dir: &Path,
-    max_size: u64,
+    limits: Limits,
     progress: Progress,
 ) -> Result<(Tree, Vec<Blob>), Error> {
     let bytes = image.layers.iter().map(|layer| layer.blob.size()).sum();
     let what = format!("reading {} layers", image.layers.len());
     let bar = progress.step(what, bytes);
-    let budget = Budget::new(max_size);
+    let budget = Budget::new(limits);
     let read: Vec<Result<Layer, String>> = image
         .layers
         .par_iter()
@@ -217,9 +217,12 @@ pub fn read_layers(
         contents.push(layer.content);
     }
     match tree.size() {
-        size if size > max_size => Err(Error::image(
+        size if size > limits.size => Err(Error::image(
             &image.path,
-            format!("its files have {size} bytes, at most {max_size} (--max-size)"),
+            format!(
+                "its files have {size} bytes, at most {} (--max-size)",
+                limits.size
+            ),
         )),
         _ => Ok((tree, contents)),
     }

@@ -9,6 +9,7 @@ use trustme_guestos::tree_digest::{self, Builder, INLINE, TreeDigest, verity};
 use crate::blob::Blob;
 use crate::convert::read_layers;
 use crate::error::Error;
+use crate::layer::Limits;
 use crate::progress::Progress;
 use crate::source::Image;
 use crate::tarball::{Content, Meta};
@@ -17,14 +18,14 @@ use crate::tree::{Id, Node, Tree};
 /// The digest of the root file system that an engine makes of the image. Files without names are made in `dir`.
 ///
 /// # Errors
-/// A layer is not as it should be, cannot be read, or all of them have more than `max_size` bytes.
+/// A layer is not as it should be, cannot be read, or they have more than `limits` allow.
 pub fn of_image(
     image: &Image,
     dir: &Path,
-    max_size: u64,
+    limits: Limits,
     progress: Progress,
 ) -> Result<TreeDigest, Error> {
-    let (tree, layers) = read_layers(image, dir, max_size, progress)?;
+    let (tree, layers) = read_layers(image, dir, limits, progress)?;
     let found = of_tree(&tree, &layers).map_err(Error::io(&image.path))?;
     image.check_unchanged()?;
     Ok(found)

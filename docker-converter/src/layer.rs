@@ -66,22 +66,40 @@ pub struct Layer {
     pub content: Blob,
 }
 
+/// How many bytes any layer may have uncompressed, whatever its ratio.
+const FREE_SIZE: u64 = 64 << 20;
+
+/// What an image may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// The most bytes of all uncompressed layers together, and of the image's files together.
+    pub size: u64,
+    /// The most bytes that a byte of a compressed layer may become, on average; a layer of up to 64 MiB may have any ratio.
+    pub ratio: u64,
+}
+
+impl Limits {
+    /// The most bytes that a layer of `packed` bytes may have uncompressed.
+    fn unpacked(self, packed: u64) -> u64 {
+        packed.saturating_mul(self.ratio).max(FREE_SIZE)
+    }
+}
+
 /// What all layers of an image together may take.
 #[derive(Debug)]
 pub struct Budget {
-    /// The limit, for messages.
-    max_size: u64,
+    limits: Limits,
     size: AtomicU64,
     memory: AtomicU64,
 }
 
 impl Budget {
-    /// At most `max_size` bytes of uncompressed layers.
+    /// All that the limits allow.
     #[must_use]
-    pub fn new(max_size: u64) -> Self {
+    pub fn new(limits: Limits) -> Self {
         Self {
-            max_size,
-            size: AtomicU64::new(max_size),
+            limits,
+            size: AtomicU64::new(limits.size),
             memory: AtomicU64::new(MAX_MEMORY),
         }
     }
@@ -90,7 +108,7 @@ impl Budget {
         take(&self.size, bytes).ok_or_else(|| {
             let reason = format!(
                 "the layers have more than {} bytes (--max-size)",
-                self.max_size
+                self.limits.size
             );
             io::Error::new(ErrorKind::FileTooLarge, reason)
         })
@@ -141,7 +159,7 @@ impl PackedLayer {
                     self.diff_id,
                 ));
             }
-            let (entries, diff_id) = list(compressed, None, budget);
+            let (entries, diff_id) = list(compressed, None, budget, u64::MAX);
             self.check_diff_id(&entries, diff_id)?;
             return Ok(Layer {
                 entries: entries?,
@@ -152,12 +170,13 @@ impl PackedLayer {
             tempfile::tempfile_in(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
         let mut hashing = Hashing::new(compressed);
         let buffered = BufReader::with_capacity(CHUNK, &mut hashing);
+        let most = budget.limits.unpacked(self.blob.size());
         let (entries, diff_id) = match self.compression {
             Compression::Zstd => match zstd::Decoder::with_buffer(buffered) {
-                Ok(decoder) => list(decoder, Some(&file), budget),
+                Ok(decoder) => list(decoder, Some(&file), budget, most),
                 Err(error) => (Err(error.to_string()), Err(error)),
             },
-            _ => list(MultiGzDecoder::new(buffered), Some(&file), budget),
+            _ => list(MultiGzDecoder::new(buffered), Some(&file), budget, most),
         };
         // A blob that was damaged on its way is told from one that was made wrong.
         let digest = hashing.finish().map_err(|error| error.to_string())?;
@@ -189,11 +208,12 @@ impl PackedLayer {
     }
 }
 
-/// Lists the entries of an uncompressed layer, writes it to a file, and hashes it to its end.
+/// Lists the entries of an uncompressed layer of at most `most` bytes, writes it to a file, and hashes it to its end.
 fn list<R: Read>(
     reader: R,
     copy: Option<&File>,
     budget: &Budget,
+    most: u64,
 ) -> (Result<Vec<Entry>, String>, io::Result<Digest>) {
     let mut unpacked = Reader::new(Unpacked {
         reader,
@@ -204,6 +224,7 @@ fn list<R: Read>(
         start: 0,
         end: 0,
         failed: false,
+        left: most,
     });
     let entries = entries(&mut unpacked, budget);
     (entries, unpacked.into_inner().finish())
@@ -230,6 +251,8 @@ struct Unpacked<'a, R> {
     end: usize,
     /// Whether a read failed: decoders may seem to be at their end after that.
     failed: bool,
+    /// How many bytes more there may be.
+    left: u64,
 }
 
 impl<R: Read> Unpacked<'_, R> {
@@ -253,6 +276,11 @@ impl<R: Read> Unpacked<'_, R> {
         };
         let new = &self.buffer[..read];
         self.budget.take_size(read as u64)?;
+        self.left = self.left.checked_sub(read as u64).ok_or_else(|| {
+            let ratio = self.budget.limits.ratio;
+            let reason = format!("it becomes more than {ratio} times as large (--max-ratio)");
+            io::Error::new(ErrorKind::FileTooLarge, reason)
+        })?;
         self.hash.update(new);
         if let Some(mut copy) = self.copy {
             copy.write_all(new)?;
@@ -314,7 +342,7 @@ mod tests {
     fn memory_is_bounded() {
         let budget = Budget {
             memory: AtomicU64::new(1000),
-            ..Budget::new(0)
+            ..Budget::new(Limits { size: 0, ratio: 1 })
         };
         let entry = Entry {
             path: vec![b'x'; 600].into(),

@@ -2,6 +2,7 @@
 
 pub mod blob;
 pub mod carrier;
+pub mod contents;
 pub mod convert;
 pub mod digest;
 pub mod erofs;

@@ -20,6 +20,7 @@ enum Command {
     Sign(commands::sign::Arguments),
     Verify(commands::verify::Arguments),
     Inspect(commands::inspect::Arguments),
+    Diff(commands::diff::Arguments),
     Bundle(commands::bundle::Arguments),
     Verity(commands::verity::Arguments),
     Push(commands::push::Arguments),
@@ -27,6 +28,8 @@ enum Command {
     Digest(commands::digest::Arguments),
     #[command(subcommand)]
     Pki(commands::pki::Command),
+    #[command(hide = true)]
+    Generate(commands::generate::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -35,12 +38,14 @@ fn main() -> ExitCode {
         Command::Sign(arguments) => commands::sign::run(&arguments),
         Command::Verify(arguments) => commands::verify::run(&arguments),
         Command::Inspect(arguments) => commands::inspect::run(&arguments),
+        Command::Diff(arguments) => commands::diff::run(&arguments),
         Command::Bundle(arguments) => commands::bundle::run(&arguments),
         Command::Verity(arguments) => commands::verity::run(&arguments),
         Command::Push(arguments) => commands::push::run(&arguments),
         Command::Pull(arguments) => commands::pull::run(&arguments),
         Command::Digest(arguments) => commands::digest::run(&arguments),
         Command::Pki(command) => commands::pki::run(&command),
+        Command::Generate(arguments) => commands::generate::run::<Arguments>(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

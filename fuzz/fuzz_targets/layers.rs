@@ -15,7 +15,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use sha2::{Digest, Sha256};
 use trustme_convert::blob::Blob;
 use trustme_convert::flatten;
-use trustme_convert::layer::{Budget, Compression, PackedLayer};
+use trustme_convert::layer::{Budget, Compression, Limits, PackedLayer};
 use trustme_convert::tarball::MAX_PATH;
 use trustme_convert::tree::Tree;
 
@@ -63,7 +63,10 @@ fn split(bytes: &[u8]) -> Vec<Vec<u8>> {
 
 /// The tree that the layers make, if they make one.
 fn apply(layers: &[Vec<u8>]) -> Option<(Tree, Vec<Blob>)> {
-    let budget = Budget::new(MAX_SIZE * 4);
+    let budget = Budget::new(Limits {
+        size: MAX_SIZE * 4,
+        ratio: 1000,
+    });
     let mut tree = Tree::new();
     let mut contents = Vec::new();
     for (number, bytes) in layers.iter().enumerate() {

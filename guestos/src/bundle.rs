@@ -333,15 +333,24 @@ impl Bundle {
         Ok(VerifiedImage { file, sha256, size })
     }
 
+    /// Whether there is a `config.img`: bundles of GyroidOS's own converter have none.
+    #[must_use]
+    pub fn has_image_config(&self) -> bool {
+        self.stored_config().is_some()
+    }
+
+    fn stored_config(&self) -> Option<&Mount> {
+        self.conf.mounts.iter().find(|mount| {
+            mount.mount_type == MountType::StoreOnly && mount.image_file == ImageConfig::IMAGE_FILE
+        })
+    }
+
     /// Reads and checks `config.img`: what the image's configuration says beyond the configuration text.
     ///
     /// # Errors
     /// There is none, it differs from what is signed, or says something that it must not.
     pub fn image_config(&self) -> Result<ImageConfig, BundleError> {
-        let stored = |mount: &&Mount| {
-            mount.mount_type == MountType::StoreOnly && mount.image_file == ImageConfig::IMAGE_FILE
-        };
-        let Some(mount) = self.conf.mounts.iter().find(stored) else {
+        let Some(mount) = self.stored_config() else {
             return Err(BundleError::wrong(
                 &self.conf_path,
                 "no STORE_ONLY image \"config\" in it",

@@ -13,6 +13,7 @@ use crate::blob::Blob;
 use crate::convert::read_layers;
 use crate::error::Error;
 use crate::flatten;
+use crate::layer::Limits;
 use crate::progress::Progress;
 use crate::source::Image;
 use crate::tree::{Node, ROOT, Tree};
@@ -39,10 +40,10 @@ pub struct Unpacked {
 pub fn unpack(
     image: &Image,
     dir: &Path,
-    max_size: u64,
+    limits: Limits,
     progress: Progress,
 ) -> Result<Unpacked, Error> {
-    let (tree, layers) = read_layers(image, dir, max_size, progress)?;
+    let (tree, layers) = read_layers(image, dir, limits, progress)?;
     let files = Files {
         image,
         tree: &tree,

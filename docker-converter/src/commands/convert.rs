@@ -38,9 +38,8 @@ pub struct Arguments {
     /// OS/ARCHITECTURE[/VARIANT] of the image; this machine's, where there is a choice.
     #[arg(long)]
     platform: Option<Platform>,
-    /// The most bytes that the layers may have uncompressed, with K, M, G or T (powers of 1024).
-    #[arg(long, value_name = "SIZE", default_value = "64G", value_parser = super::size)]
-    max_size: u64,
+    #[command(flatten)]
+    limits: super::LimitArguments,
     /// Replace a bundle of the same name and version.
     #[arg(long)]
     force: bool,
@@ -80,7 +79,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         key,
         cert,
         format,
-        max_size: arguments.max_size,
+        limits: arguments.limits.into(),
         force: arguments.force,
         time: source_date_epoch()?,
     };

@@ -19,9 +19,8 @@ pub struct Arguments {
     /// OS/ARCHITECTURE[/VARIANT] of the image; this machine's, where there is a choice.
     #[arg(long)]
     platform: Option<Platform>,
-    /// The most bytes that the layers may have uncompressed, with K, M, G or T (powers of 1024).
-    #[arg(long, value_name = "SIZE", default_value = "64G", value_parser = super::size)]
-    max_size: u64,
+    #[command(flatten)]
+    limits: super::LimitArguments,
     /// Print JSON, with the files that engines replace.
     #[arg(long)]
     json: bool,
@@ -33,7 +32,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let access = Access {
         registry: arguments.registry.clone(),
-        ..Access::new(arguments.max_size, Progress::new())
+        ..Access::new(arguments.limits.into(), Progress::new())
     };
     let found = tree(&arguments.source, arguments.platform.as_ref(), &access)?;
     let digest = hex::encode(found.digest);
@@ -57,5 +56,5 @@ pub(super) fn tree(text: &str, platform: Option<&Platform>, access: &Access) -> 
     }
     let image = source::open(&text.parse::<Source>()?, platform, access)?;
     let dir: PathBuf = std::env::temp_dir();
-    Ok(of_image(&image, &dir, access.max_size, access.progress)?)
+    Ok(of_image(&image, &dir, access.limits, access.progress)?)
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde_json::json;
 use trustme_guestos::bundle::Bundle;
-use trustme_guestos::config::{GuestOsConfig, MountType};
+use trustme_guestos::config::GuestOsConfig;
 use trustme_guestos::image_config::ImageConfig;
 
 /// Shows what a bundle says. Checks the image configuration against the text, but not the signature: that is `verify`.
@@ -21,11 +21,7 @@ pub struct Arguments {
 /// Prints the configuration text and the image configuration.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let bundle = Bundle::open(&arguments.conf)?;
-    let stored = bundle.mounts().iter().any(|mount| {
-        mount.mount_type == MountType::StoreOnly && mount.image_file == ImageConfig::IMAGE_FILE
-    });
-    // A bundle of GyroidOS's own converter has none.
-    let image = match stored {
+    let image = match bundle.has_image_config() {
         true => Some(bundle.image_config()?),
         false => None,
     };

@@ -2,7 +2,9 @@
 
 pub mod bundle;
 pub mod convert;
+pub mod diff;
 pub mod digest;
+pub mod generate;
 pub mod inspect;
 pub mod pki;
 pub mod pull;
@@ -17,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use trustme_convert::keys::{self, KeyPlace, Passphrase};
+use trustme_convert::layer::Limits;
 use trustme_guestos::signature::SigningKey;
 
 /// The largest file of certificates, in bytes; GuestOS bundles hold no larger one.
@@ -33,6 +36,26 @@ pub fn said(error: &anyhow::Error) -> String {
         }
     }
     text
+}
+
+/// What an image may take.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct LimitArguments {
+    /// The most bytes that the layers may have uncompressed, and the image's files, with K, M, G or T (powers of 1024).
+    #[arg(long, value_name = "SIZE", default_value = "64G", value_parser = size)]
+    max_size: u64,
+    /// How many times as large a compressed layer may become, beyond its first 64 MiB. gzip reaches 1032.
+    #[arg(long, value_name = "N", default_value_t = 1100)]
+    max_ratio: u64,
+}
+
+impl From<LimitArguments> for Limits {
+    fn from(arguments: LimitArguments) -> Self {
+        Self {
+            size: arguments.max_size,
+            ratio: arguments.max_ratio,
+        }
+    }
 }
 
 /// Who signs.

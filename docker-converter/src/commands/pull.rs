@@ -26,9 +26,8 @@ pub struct Arguments {
     /// OS/ARCHITECTURE[/VARIANT] of the carrier; this machine's, where there is a choice.
     #[arg(long)]
     platform: Option<Platform>,
-    /// The most bytes that the bundle may have, with K, M, G or T (powers of 1024).
-    #[arg(long, value_name = "SIZE", default_value = "64G", value_parser = super::size)]
-    max_size: u64,
+    #[command(flatten)]
+    limits: super::LimitArguments,
     /// Replace a bundle of the same name and version.
     #[arg(long)]
     force: bool,
@@ -45,13 +44,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let access = Access {
         registry: arguments.registry.clone(),
         demands: arguments.demands.clone(),
-        max_size: arguments.max_size,
+        limits: arguments.limits.into(),
         progress,
     };
     let image = source::open(&arguments.source, arguments.platform.as_ref(), &access)?;
     // Only a place that is removed, also after a kill: what the bundle is called is found out in it.
     let staging = BundleWriter::create(&arguments.out, "pull", 0, true)?;
-    let unpacked = carrier::unpack(&image, staging.images(), arguments.max_size, progress)?;
+    let unpacked = carrier::unpack(&image, staging.images(), arguments.limits.into(), progress)?;
     let bundle = Bundle::open(&unpacked.conf)?;
     super::verify::check(&bundle, Some(&arguments.anchors))
         .with_context(|| format!("the bundle in {}", image.path.display()))?;

@@ -22,9 +22,23 @@ pub struct Arguments {
     /// Certificates that are trusted: a PEM file, or a directory of them.
     #[arg(long, value_name = "FILE|DIR")]
     anchors: PathBuf,
+    /// The time at which the certificates must be valid, instead of now: 2026-01-31 or 2026-01-31T12:00:00Z.
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    at: Option<SystemTime>,
+    /// The hardware that the bundle must be for.
+    #[arg(long, value_parser = ["x86", "arm", "riscv"])]
+    hardware: Option<String>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
+}
+
+fn time(text: &str) -> Result<SystemTime, String> {
+    let midnight = format!("{text}T00:00:00Z");
+    DateTime::parse_from_rfc3339(text)
+        .or_else(|_| DateTime::parse_from_rfc3339(&midnight))
+        .map(SystemTime::from)
+        .map_err(|_| "expected 2026-01-31 or 2026-01-31T12:00:00Z".to_owned())
 }
 
 /// What was checked.
@@ -63,7 +77,18 @@ struct VerifiedImage {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let checked = Bundle::open(&arguments.conf)
         .map_err(Into::into)
-        .and_then(|bundle| check(&bundle, Some(&arguments.anchors)));
+        .and_then(|bundle| {
+            let hardware = &bundle.conf().hardware;
+            if let Some(wanted) = &arguments.hardware {
+                let shown = bundle.conf_path().display();
+                ensure!(
+                    hardware == wanted,
+                    "{shown}: it is for {hardware}, expected {wanted}"
+                );
+            }
+            let at = arguments.at.unwrap_or_else(SystemTime::now);
+            check_at(&bundle, Some(&arguments.anchors), at)
+        });
     if arguments.json {
         let json = match &checked {
             Ok(verified) => serde_json::json!({"verified": true, "bundle": verified}),
@@ -79,10 +104,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 
 /// Checks the images of a bundle, and its signature where there are anchors.
 pub fn check(bundle: &Bundle, anchors: Option<&Path>) -> Result<Verified> {
+    check_at(bundle, anchors, SystemTime::now())
+}
+
+fn check_at(bundle: &Bundle, anchors: Option<&Path>, at: SystemTime) -> Result<Verified> {
     let signer = match anchors {
         Some(anchors) => {
             let anchors = Anchors::load(anchors)?;
-            Some(bundle.verify_signature(&anchors, SystemTime::now())?.into())
+            Some(bundle.verify_signature(&anchors, at)?.into())
         }
         None => None,
     };

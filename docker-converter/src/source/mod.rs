@@ -22,7 +22,7 @@ pub use registry::Remote;
 
 use crate::blob::{Blob, Digest, Stamp};
 use crate::error::Error;
-use crate::layer::PackedLayer;
+use crate::layer::{Limits, PackedLayer};
 use crate::progress::Progress;
 use crate::registry::Reference;
 use crate::verification::{Demands, Verdict};
@@ -77,8 +77,8 @@ pub struct Access {
     pub registry: crate::registry::Options,
     /// What is demanded of the image.
     pub demands: Demands,
-    /// The most bytes that layers may have together before they are fetched.
-    pub max_size: u64,
+    /// What the image may take; layers as large as all may be are not fetched.
+    pub limits: Limits,
     /// What is shown meanwhile.
     pub progress: Progress,
 }
@@ -86,11 +86,11 @@ pub struct Access {
 impl Access {
     /// With the usual options, and no demands.
     #[must_use]
-    pub fn new(max_size: u64, progress: Progress) -> Self {
+    pub fn new(limits: Limits, progress: Progress) -> Self {
         Self {
             registry: crate::registry::Options::default(),
             demands: Demands::default(),
-            max_size,
+            limits,
             progress,
         }
     }

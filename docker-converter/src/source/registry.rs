@@ -107,10 +107,10 @@ impl Remote {
         for descriptor in descriptors {
             bytes = bytes.saturating_add(descriptor.size());
         }
-        if bytes > access.max_size {
+        if bytes > access.limits.size {
             let reason = format!(
                 "its layers have {bytes} bytes, at most {} (--max-size)",
-                access.max_size
+                access.limits.size
             );
             return Err(Error::Registry {
                 what: self.repository.shown().to_owned(),

@@ -538,25 +538,23 @@ fn symlink_target(target: Vec<u8>) -> Result<Box<[u8]>, String> {
 
 /// A path relative to the root, without `.` and empty components.
 fn clean(path: &[u8]) -> Result<Box<[u8]>, String> {
-    let mut clean = Vec::with_capacity(path.len());
+    let mut names: Vec<&[u8]> = Vec::new();
     for name in path.split(|byte| *byte == b'/') {
         match name {
-            b"" | b"." => continue,
-            b".." => return Err("a path with ..".to_owned()),
+            b"" | b"." => {}
+            b".." => {
+                names.pop();
+            }
             name if name.len() > MAX_NAME => {
                 return Err(format!(
                     "a name of {} bytes, at most {MAX_NAME}",
                     name.len()
                 ));
             }
-            name => {
-                if !clean.is_empty() {
-                    clean.push(b'/');
-                }
-                clean.extend_from_slice(name);
-            }
+            name => names.push(name),
         }
     }
+    let clean = names.join(&b'/');
     match clean.len() {
         0..=MAX_PATH => Ok(clean.into()),
         length => Err(format!("a path of {length} bytes, at most {MAX_PATH}")),

@@ -398,3 +398,95 @@ fn what_goes_wrong_around_tar2sqfs() {
         &place.out(),
     );
 }
+
+#[test]
+fn what_differs_between_two_bundles() {
+    let bundle = |version: &str, change: &dyn Fn(Archive) -> Archive| {
+        let mut place = Place::new();
+        place.layout.config = json!({"Cmd": ["/bin/true", version]});
+        let files = Archive::new()
+            .file("same", "same")
+            .file("gone", "gone")
+            .file("odd\n", "1");
+        place
+            .layout
+            .layer(&layer(), Packing::Gzip)
+            .layer(&change(files).end(), Packing::Gzip)
+            .finish();
+        says(&mut convert(&place.layout.source(), &place.out()));
+        place
+    };
+    let old = bundle("1", &|files| files);
+    let new = bundle("2", &|_| {
+        Archive::new()
+            .file("same", "same")
+            .file("odd\n", "22")
+            .entry(Entry {
+                path: b"etc/group",
+                mode: 0o600,
+                content: b"more:x:55:web\n",
+                ..Entry::default()
+            })
+            .link("new", "same")
+    });
+    let conf = |place: &Place| place.out().join("test-1.conf");
+    let diff = |old, new, more: &[&str]| {
+        let mut command = Command::new(PROGRAM);
+        says(command.arg("diff").arg(conf(old)).arg(conf(new)).args(more))
+    };
+    assert_eq!(diff(&old, &old, &[]), "no differences\n");
+    let text = diff(&old, &new, &[]);
+    for expected in [
+        "guestos.init_param: [\"/bin/true\",\"1\"] -> [\"/bin/true\",\"2\"]\n",
+        "guestos.mounts.root.image_sha2_256: ",
+        "\n- /gone\n",
+        "\n+ /new\n",
+        "\nM /same (hard links)\n",
+        "\nM /odd\\n (content)\n",
+        "\nM /etc/group (mode)\n",
+    ] {
+        assert!(text.contains(expected), "{expected:?}: {text}");
+    }
+    let files: Value = serde_json::from_str(&diff(&old, &new, &["--json"])).unwrap();
+    assert_eq!(files["files"].as_array().unwrap().len(), 5, "{files:#}");
+
+    let verify = |more: [&str; 2]| {
+        let mut command = Command::new(PROGRAM);
+        command.arg("verify").arg(conf(&old)).arg("--anchors");
+        command.arg(pki().join("ssig_rootca.cert")).args(more);
+        command
+    };
+    says(&mut verify(["--hardware", "x86"]));
+    let elsewhere = old.dir.path().join("nothing");
+    fails(
+        &mut verify(["--hardware", "arm"]),
+        "it is for x86, expected arm",
+        &elsewhere,
+    );
+    fails(
+        &mut verify(["--at", "2001-01-01"]),
+        "not yet valid",
+        &elsewhere,
+    );
+    fails(
+        &mut verify(["--at", "2101-01-01T00:00:00Z"]),
+        "expired",
+        &elsewhere,
+    );
+}
+
+#[test]
+fn completions_and_man_pages() {
+    let dir = tempfile::tempdir().unwrap();
+    says(Command::new(PROGRAM).arg("generate").arg(dir.path()));
+    for (file, expected) in [
+        ("trustme-convert.bash", "--max-ratio"),
+        ("_trustme-convert", "cosign-key"),
+        ("trustme-convert.fish", "passphrase-fd"),
+        ("trustme-convert.1", "convert"),
+        ("trustme-convert-convert.1", "max"),
+    ] {
+        let text = fs::read_to_string(dir.path().join(file)).unwrap();
+        assert!(text.contains(expected), "{file}");
+    }
+}

@@ -16,6 +16,7 @@ use trustme_convert::blob::Blob;
 use trustme_convert::convert::read_layers;
 use trustme_convert::erofs;
 use trustme_convert::flatten;
+use trustme_convert::layer::Limits;
 use trustme_convert::progress::Progress;
 use trustme_convert::source::{self, Access, Source};
 use trustme_convert::squashfs::{self, ImageCompression};
@@ -37,10 +38,14 @@ type Listing = BTreeMap<Vec<u8>, String>;
 /// What we make of an image.
 fn ours(layout: &Layout) -> Result<(Tree, Vec<Blob>), String> {
     let source: Source = layout.source().parse().unwrap();
-    let access = Access::new(1 << 30, Progress::hidden());
+    let limits = Limits {
+        size: 1 << 30,
+        ratio: 1100,
+    };
+    let access = Access::new(limits, Progress::hidden());
     let image = source::open(&source, None, &access).map_err(|error| error.to_string())?;
     let dir = std::env::temp_dir();
-    read_layers(&image, &dir, 1 << 30, Progress::hidden()).map_err(|error| error.to_string())
+    read_layers(&image, &dir, limits, Progress::hidden()).map_err(|error| error.to_string())
 }
 
 /// What umoci makes of it, in `DIR/rootfs`.
@@ -346,6 +351,206 @@ fn random_layers() {
     }
     println!("{taken} images are the same, {refused} are refused by both");
     assert!(taken > images / 4);
+}
+
+/// What hostile images hold, each against umoci: what it takes must be the same, what we alone refuse is listed.
+#[test]
+fn hostile_layers_are_what_umoci_makes_of_them() {
+    let lower = || {
+        Archive::new()
+            .directory("a")
+            .directory("a/b")
+            .file("a/b/c", "lower")
+            .file("a/d", "lower")
+            .file("e", "lower")
+    };
+    let device = |path, kind, device| Entry {
+        path,
+        kind,
+        device,
+        mode: 0o666,
+        ..Entry::default()
+    };
+    let cases: Vec<(&str, Archive, Option<&str>)> = vec![
+        (
+            "dots",
+            Archive::new()
+                .file("../../x", "1")
+                .file("a/../y", "2")
+                .file("a/b/../../../../z", "3"),
+            None,
+        ),
+        (
+            "dots in links",
+            Archive::new()
+                .file("x", "")
+                .link("y", "../x")
+                .link("a/z", "/a/./b/../d"),
+            None,
+        ),
+        (
+            "absolute",
+            Archive::new().file("/x", "1").file("//a///y", "2"),
+            None,
+        ),
+        (
+            "through a symbolic link",
+            Archive::new()
+                .symlink("l", "/a/b")
+                .file("l/x", "1")
+                .symlink("m", "../../..")
+                .file("m/y", "2"),
+            None,
+        ),
+        (
+            "through a symbolic link of a lower layer",
+            Archive::new().symlink("a/b/up", "..").file("a/b/up/x", "1"),
+            None,
+        ),
+        (
+            "a loop of symbolic links",
+            Archive::new()
+                .symlink("l", "m")
+                .symlink("m", "l")
+                .file("l/x", ""),
+            Some("255 symbolic links"),
+        ),
+        (
+            "a loop that nothing goes through",
+            Archive::new().symlink("l", "m").symlink("m", "l"),
+            None,
+        ),
+        (
+            "a hard link to itself",
+            Archive::new().link("l", "l"),
+            Some("which is not there"),
+        ),
+        (
+            "a loop of hard links",
+            Archive::new().link("l", "m").link("m", "l"),
+            Some("which is not there"),
+        ),
+        (
+            "a hard link to a directory",
+            Archive::new().link("l", "a"),
+            Some("to the directory"),
+        ),
+        (
+            "a hard link through a symbolic link",
+            Archive::new().symlink("l", "a").link("x", "l/d"),
+            None,
+        ),
+        (
+            "duplicate entries",
+            Archive::new()
+                .file("x", "1")
+                .file("x", "2")
+                .directory("y")
+                .file("y/z", "")
+                .directory("y"),
+            None,
+        ),
+        (
+            "duplicates of other kinds",
+            Archive::new()
+                .file("x", "1")
+                .symlink("x", "e")
+                .directory("a/d")
+                .file("a/d/y", "2"),
+            None,
+        ),
+        (
+            "a file in the place of a directory",
+            Archive::new().file("a", "now a file"),
+            None,
+        ),
+        (
+            "not UTF-8",
+            Archive::new().entry(Entry {
+                path: b"\xff\xfe/\x80",
+                content: b"1",
+                ..Entry::default()
+            }),
+            None,
+        ),
+        (
+            "devices",
+            Archive::new()
+                .entry(device(b"null", b'3', (1, 3)))
+                .entry(device(b"disk", b'4', (8, 1)))
+                .entry(device(b"fifo", b'6', (0, 0))),
+            None,
+        ),
+        (
+            "set-user-ID",
+            Archive::new().entry(Entry {
+                path: b"sh",
+                mode: 0o6755,
+                uid: 0,
+                gid: 42,
+                content: b"#!",
+                ..Entry::default()
+            }),
+            None,
+        ),
+        (
+            "a whiteout of the directory it stands in",
+            Archive::new().file("a/b/.wh.", ""),
+            Some("a whiteout that deletes nothing"),
+        ),
+        (
+            "the same, with a dot",
+            Archive::new().file("a/b/.wh..", ""),
+            Some("a whiteout that deletes nothing"),
+        ),
+        (
+            "a whiteout of the parent",
+            Archive::new().file("a/b/.wh...", ""),
+            Some("a whiteout that deletes nothing"),
+        ),
+        (
+            "a whiteout through dots",
+            Archive::new().file("a/../a/b/../.wh.d", ""),
+            None,
+        ),
+        (
+            "a whiteout of a directory, and something in it",
+            Archive::new().file(".wh.a", "").file("a/x", "1"),
+            None,
+        ),
+        (
+            "an opaque root",
+            Archive::new().file(".wh..wh..opq", "").file("x", "1"),
+            None,
+        ),
+        (
+            "a whiteout of itself",
+            Archive::new().file("x", "1").file(".wh.x", ""),
+            None,
+        ),
+    ];
+    for (name, upper, refused) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        let mut layout = Layout::new(&dir.path().join("layout"));
+        layout
+            .layer(&lower().end(), Packing::Gzip)
+            .layer(&upper.end(), Packing::Gzip)
+            .finish();
+        let unpacked = dir.path().join("unpacked");
+        let ours = ours(&layout);
+        if let Some(expected) = refused {
+            let error = ours.map(|_| ()).unwrap_err();
+            assert!(error.contains(expected), "{name}: {error}");
+            theirs(&layout, &unpacked).expect_err(name);
+            continue;
+        }
+        let (tree, layers) = ours.unwrap_or_else(|error| panic!("{name}: {error}"));
+        theirs(&layout, &unpacked).unwrap_or_else(|error| panic!("{name}: umoci: {error}"));
+        let ours = tree_listing(&tree, &layers);
+        let mut theirs = directory_listing(&unpacked.join("rootfs"));
+        same_but_for_times_of_implied_directories(&ours, &mut theirs);
+        assert_eq!(ours, theirs, "{name}");
+    }
 }
 
 /// umoci gives a directory that no entry describes, and the directory that it makes it in, the time when it unpacks; to us the
