@@ -13,6 +13,7 @@ pub mod image;
 pub mod machine;
 pub mod network;
 pub mod programs;
+pub mod registry;
 pub mod remains;
 pub mod replay;
 pub mod suite;

@@ -166,14 +166,19 @@ impl Repository {
             authorization: Mutex::new(None),
             timeout,
         };
-        let pinged = match repository.retry(|| repository.ping()) {
-            Err(_) if insecure => {
-                repository.base = format!("http://{host}");
-                repository.retry(|| repository.ping())
+        if insecure {
+            // Asked once: what does not answer HTTPS at all is plain HTTP.
+            match repository.ping() {
+                Err(failure) if failure.status.is_none() => {
+                    repository.base = format!("http://{host}")
+                }
+                Err(failure) if !failure.again => return Err(repository.error(failure.reason)),
+                _ => {}
             }
-            pinged => pinged,
-        };
-        pinged?;
+        }
+        if repository.lock().is_none() {
+            repository.retry(|| repository.ping())?;
+        }
         Ok(repository)
     }
 
