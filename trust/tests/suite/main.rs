@@ -1,6 +1,7 @@
 //! Tests against a real TPM emulator and the running kernel.
 
 mod bundle;
+mod documented;
 mod launch;
 mod log;
 mod sealing;
