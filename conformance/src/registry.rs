@@ -398,3 +398,29 @@ fn read(stream: &TcpStream) -> Result<Request> {
         }
     }
 }
+
+/// Gives a command a home and a TMPDIR in `dir`: nothing of this machine's configuration counts.
+pub fn alone(command: &mut Command, dir: &Path) {
+    command
+        .env("HOME", dir.join("home"))
+        .env("TMPDIR", dir.join("tmp"))
+        .env("XDG_RUNTIME_DIR", dir.join("home"))
+        .env_remove("DOCKER_CONFIG")
+        .env_remove("REGISTRY_AUTH_FILE");
+}
+
+/// Whether nothing is left of a conversion that failed, in `out` and `tmp` in `dir`.
+///
+/// # Errors
+/// Something is; it is named.
+pub fn nothing_is_left(dir: &Path) -> Result<()> {
+    for name in ["out", "tmp"] {
+        let left: Vec<_> = fs::read_dir(dir.join(name))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .collect();
+        ensure!(left.is_empty(), "left in {name}: {left:?}");
+    }
+    Ok(())
+}

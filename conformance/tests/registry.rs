@@ -11,7 +11,7 @@ use serde_json::json;
 use trustme_conformance::command::{Ran, ok, run};
 use trustme_conformance::cosign;
 use trustme_conformance::fixtures::Fixtures;
-use trustme_conformance::registry::{CREDENTIALS, Fault, Faulty, Registry};
+use trustme_conformance::registry::{CREDENTIALS, Fault, Faulty, Registry, alone, nothing_is_left};
 use trustme_conformance::suite::{self, Outcome};
 
 fn main() -> ExitCode {
@@ -52,29 +52,6 @@ fn convert(fixtures: &Fixtures, dir: &Path, source: &str) -> Result<Command> {
         .arg(pki.join("ssig_cml.cert"));
     alone(&mut command, dir);
     Ok(command)
-}
-
-/// Nothing of this machine's configuration counts.
-fn alone(command: &mut Command, dir: &Path) {
-    command
-        .env("HOME", dir.join("home"))
-        .env("TMPDIR", dir.join("tmp"))
-        .env("XDG_RUNTIME_DIR", dir.join("home"))
-        .env_remove("DOCKER_CONFIG")
-        .env_remove("REGISTRY_AUTH_FILE");
-}
-
-/// Whether nothing is left of a conversion that failed.
-fn nothing_is_left(dir: &Path) -> Result<()> {
-    for name in ["out", "tmp"] {
-        let left: Vec<_> = fs::read_dir(dir.join(name))
-            .into_iter()
-            .flatten()
-            .flatten()
-            .collect();
-        ensure!(left.is_empty(), "left in {name}: {left:?}");
-    }
-    Ok(())
 }
 
 /// Whether the bundle is the one that the archive gives.
