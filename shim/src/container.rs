@@ -182,7 +182,7 @@ impl Container {
 
     /// A process has ended.
     pub fn ended(self: &Arc<Self>, shim: &'static Shim, process: &Process, pid: i32, exit: Exit) {
-        process.ended(&self.id, pid, exit, &shim.events);
+        process.ended(&self.id, pid, exit, &shim.events, &shim.relay);
         if process.exec.is_empty() && !self.own_pids {
             // The kernel does not end the others.
             let container = Arc::clone(self);
@@ -232,7 +232,7 @@ impl Container {
         };
         match started {
             Ok(()) => {
-                process.started(&self.id, &shim.events);
+                process.started(&self.id, &shim.events, &shim.relay);
                 Ok(process.pid())
             }
             Err(error) => {
@@ -298,7 +298,7 @@ impl Container {
         };
         process.made(pid, Streams::default());
         if let Some(exit) = claim.watch(pid, member) {
-            process.ended(&self.id, pid, exit, &shim.events);
+            process.ended(&self.id, pid, exit, &shim.events, &shim.relay);
         }
         match connecting.connect(shim, &process.paths, owner) {
             Ok(streams) => process.made(pid, streams),

@@ -10,15 +10,18 @@ use containerd_shim_protos::events::task::{
     TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskOOM, TaskPaused,
     TaskResumed, TaskStart,
 };
+use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use containerd_shim_protos::protobuf::{Message, MessageFull};
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim::events::ForwardRequest;
 use containerd_shim_protos::ttrpc::{self, context};
 use containerd_shim_protos::{Client, EventsClient, topics};
 
 use crate::exits::Exit;
-use crate::{clock, log};
+use crate::{any, clock, log};
+
+/// Of the events' messages.
+const PACKAGE: &str = "containerd.events";
 
 /// How long containerd may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -36,13 +39,9 @@ pub struct Event {
 }
 
 impl Event {
-    fn new<M: MessageFull>(topic: &'static str, message: &M) -> Self {
-        let event = Any {
-            type_url: M::descriptor().full_name().to_owned(),
-            // It fails only for required fields, which proto3 does not have.
-            value: message.write_to_bytes().unwrap_or_default(),
-            ..Default::default()
-        };
+    fn new<M: Message>(topic: &'static str, message: &M) -> Self {
+        // It fails only for required fields, which proto3 does not have.
+        let event = any::pack(PACKAGE, message).unwrap_or_default();
         Self {
             topic,
             at: clock::now(),

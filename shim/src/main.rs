@@ -3,6 +3,7 @@
 //! containerd runs it with `start`, which leaves a process that serves the Task API; later with `delete` when that process
 //! was killed; and with `-info` to learn what the runtime can do. See docs/shim.md.
 
+mod any;
 mod arguments;
 mod bootstrap;
 mod bundle;

@@ -22,6 +22,8 @@ const DEFAULT_ROOT: &str = "/run/containerd/trustme";
 const PROGRAM: &str = "trustme";
 
 const RUNC: &str = "containerd.runc.v1.Options";
+/// What `ctr` of containerd 1.6 sends to runtimes that it does not know as runc's, to give pipes to a user namespace's root.
+const LEGACY: &str = "containerd.linux.runc.CreateOptions";
 const GENERIC: &str = "runtimeoptions.v1.Options";
 
 /// What the runtime is called with.
@@ -71,6 +73,7 @@ impl Options {
                 .context("runtime options")?
                 .into()),
             GENERIC => generic(&any.value),
+            LEGACY => legacy(&any.value),
             _ => Err(failure::invalid(format!(
                 "runtime options of unknown type {:?}",
                 any.type_url
@@ -137,6 +140,26 @@ impl From<oci::Options> for Options {
             ..Self::default()
         }
     }
+}
+
+/// `containerd.linux.runc.CreateOptions` (containerd 1.6, runtime/linux/runctypes/runc.proto); what concerns checkpoints is skipped.
+fn legacy(bytes: &[u8]) -> Result<Options> {
+    let mut options = Options::default();
+    let mut input = CodedInputStream::from_bytes(bytes);
+    while let Some(tag) = input.read_raw_tag_or_eof()? {
+        // Field number and wire type: 0 is a number, 2 length-delimited.
+        match (tag >> 3, tag & 7) {
+            (1, 0) => options.no_pivot_root = input.read_bool()?,
+            (8, 0) => options.no_new_keyring = input.read_bool()?,
+            (9, 2) => options.shim_cgroup = input.read_string()?,
+            (10, 0) => options.io_uid = input.read_uint32()?,
+            (11, 0) => options.io_gid = input.read_uint32()?,
+            (_, 0) => drop(input.read_uint64()?),
+            (_, 2) => drop(input.read_bytes()?),
+            _ => return Err(failure::invalid("runtime options: unknown field")),
+        }
+    }
+    Ok(options)
 }
 
 /// `runtimeoptions.v1.Options`.
@@ -212,6 +235,19 @@ mod tests {
             Options::from_any(Some(&any(GENERIC, Vec::new()))).unwrap(),
             Options::default()
         );
+    }
+
+    #[test]
+    fn older_options_are_understood() {
+        let sent = [
+            &field(9, "/shims")[..],
+            &[10 << 3, 7, 11 << 3, 8, 3 << 3, 1],
+        ]
+        .concat();
+        let options = Options::from_any(Some(&any(LEGACY, sent))).unwrap();
+        assert_eq!((options.io_uid, options.io_gid), (7, 8));
+        assert_eq!(options.shim_cgroup, "/shims");
+        assert!(Options::from_any(Some(&any(LEGACY, vec![10 << 3]))).is_err());
     }
 
     #[test]

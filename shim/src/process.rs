@@ -9,6 +9,7 @@ use crate::clock;
 use crate::events::{Event, Events};
 use crate::exits::Exit;
 use crate::failure;
+use crate::relay::Relay;
 use crate::stdio::{Paths, Streams};
 
 /// A process.
@@ -111,7 +112,7 @@ impl Process {
     }
 
     /// Tells that it was started, and then that it has ended, if it has.
-    pub fn started(&self, container: &str, events: &Events) {
+    pub fn started(&self, container: &str, events: &Events, relay: &Relay) {
         let mut life = self.life();
         life.starting = false;
         life.running = true;
@@ -120,6 +121,8 @@ impl Process {
             exec => Event::exec_started(container, exec, life.pid),
         });
         if let Some(exit) = life.exit {
+            // Its streams may have been connected after its end.
+            life.streams.settle(relay);
             events.publish(Event::exit(container, &self.exec, life.pid, exit));
         }
     }
@@ -140,8 +143,9 @@ impl Process {
     }
 
     /// It has ended.
-    pub fn ended(&self, container: &str, pid: i32, exit: Exit, events: &Events) {
+    pub fn ended(&self, container: &str, pid: i32, exit: Exit, events: &Events, relay: &Relay) {
         let mut life = self.life();
+        life.streams.settle(relay);
         life.exit = Some(exit);
         // Nobody writes to it any more.
         life.streams.close_input();

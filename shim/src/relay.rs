@@ -8,11 +8,12 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll;
+use rustix::io::ioctl_fionread;
 
 use crate::log;
 
@@ -20,6 +21,9 @@ use crate::log;
 const CHUNK: usize = 32 * 1024;
 /// How many chunks one stream may copy before the others have their turn.
 const TURN: usize = 16;
+/// How long an ended process's output is waited for before its end is told: clients stop to read then.
+const SETTLE_LIMIT: Duration = Duration::from_millis(50);
+const SETTLE_PAUSE: Duration = Duration::from_micros(200);
 /// How many ready streams are taken at a time.
 const EVENTS: usize = 16;
 
@@ -156,6 +160,28 @@ impl Relay {
         };
         table.streams.insert(id, copying);
         Ok(id)
+    }
+
+    /// Waits until what has been written into these streams is copied, for a moment. A stream whose reader does not read is
+    /// not waited for.
+    pub fn settle(&self, ids: &[Id]) {
+        let begin = Instant::now();
+        while begin.elapsed() < SETTLE_LIMIT {
+            let table = self.table();
+            let copied = ids.iter().all(|id| {
+                let Some(copying) = table.streams.get(id) else {
+                    return true;
+                };
+                // A terminal that has hung up cannot be asked.
+                let unread = ioctl_fionread(&copying.stream.from).unwrap_or(0);
+                unread == 0 || !copying.pending.is_empty()
+            });
+            drop(table);
+            if copied {
+                return;
+            }
+            std::thread::sleep(SETTLE_PAUSE);
+        }
     }
 
     /// Has another stream end with this one, at once if it has ended already.

@@ -13,8 +13,6 @@ use containerd_shim_protos::api::{
     ShutdownRequest, StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest,
     StatsResponse, UpdateTaskRequest, WaitRequest, WaitResponse,
 };
-use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use containerd_shim_protos::protobuf::{Message, MessageFull};
 use containerd_shim_protos::shim::oci::ProcessDetails;
 use containerd_shim_protos::ttrpc::{self, MethodHandler, TtrpcContext};
 use containerd_shim_protos::{Task, create_task};
@@ -24,7 +22,7 @@ use crate::events::Events;
 use crate::exits::Exits;
 use crate::oom::Oom;
 use crate::relay::Relay;
-use crate::{clock, failure, log, socket};
+use crate::{any, clock, failure, log, socket};
 
 /// How long containerd may take to accept the last events.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
@@ -312,12 +310,7 @@ impl Service {
                     exec_id,
                     ..Default::default()
                 };
-                process.info = Some(Any {
-                    type_url: ProcessDetails::descriptor().full_name().to_owned(),
-                    value: details.write_to_bytes()?,
-                    ..Default::default()
-                })
-                .into();
+                process.info = Some(any::pack("containerd.runc.v1", &details)?).into();
             }
             Ok(process)
         });

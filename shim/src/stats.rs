@@ -4,11 +4,11 @@ use std::path::Path;
 
 use containerd_shim_protos::cgroups::metrics as v1;
 use containerd_shim_protos::cgroups_v2::metrics as v2;
-use containerd_shim_protos::protobuf::MessageFull;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 
 use anyhow::Result;
 
+use crate::any;
 use crate::cgroup::Cgroups;
 
 /// A second of the scheduler's clock, which counts hundredths in `cpuacct.stat`: USER_HZ is 100 everywhere.
@@ -20,17 +20,9 @@ const TICK_NANOSECONDS: u64 = 10_000_000;
 /// Never in fact: the messages have no required fields.
 pub fn of(cgroups: &Cgroups) -> Result<Any> {
     match cgroups {
-        Cgroups::Legacy(_) => pack(&legacy(cgroups)),
-        Cgroups::Unified(dir) => pack(&unified(dir)),
+        Cgroups::Legacy(_) => any::pack("io.containerd.cgroups.v1", &legacy(cgroups)),
+        Cgroups::Unified(dir) => any::pack("io.containerd.cgroups.v2", &unified(dir)),
     }
-}
-
-fn pack<M: MessageFull>(metrics: &M) -> Result<Any> {
-    Ok(Any {
-        type_url: M::descriptor().full_name().to_owned(),
-        value: metrics.write_to_bytes()?,
-        ..Default::default()
-    })
 }
 
 /// A cgroup's directory.

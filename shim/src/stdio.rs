@@ -296,6 +296,11 @@ impl Streams {
         Ok(true)
     }
 
+    /// What the process has written so far is on its way to the client.
+    pub fn settle(&self, relay: &Relay) {
+        relay.settle(&self.ids);
+    }
+
     /// Waits until the output of an ended process is read, for a while, and closes everything.
     pub fn finish(mut self, relay: &Relay) {
         self.input = None;
