@@ -75,6 +75,10 @@ pub struct Launch {
     pub anchors: PathBuf,
     /// One file per GuestOS name, holding the lowest version that may start.
     pub floors: PathBuf,
+    /// Launch manifests of plain images, `*.json`.
+    pub manifests: PathBuf,
+    /// The rules for them, `*.toml`.
+    pub policies: PathBuf,
 }
 
 impl Default for Launch {
@@ -83,6 +87,8 @@ impl Default for Launch {
             mode: LaunchMode::Off,
             anchors: "/etc/trustme/anchors".into(),
             floors: "/var/lib/trustme/floors".into(),
+            manifests: "/etc/trustme/manifests".into(),
+            policies: "/etc/trustme/policy.d".into(),
         }
     }
 }
@@ -229,6 +235,8 @@ impl Config {
         for (key, path) in [
             ("launch.anchors", &self.launch.anchors),
             ("launch.floors", &self.launch.floors),
+            ("launch.manifests", &self.launch.manifests),
+            ("launch.policies", &self.launch.policies),
             ("log.path", &self.log.path),
             ("volumes.dir", &self.volumes.dir),
         ] {

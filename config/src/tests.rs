@@ -26,6 +26,8 @@ fn every_key_is_read() {
         mode = "enforce"
         anchors = "/a"
         floors = "/f"
+        manifests = "/m"
+        policies = "/p"
         [tpm]
         tcti = "swtpm:path=/run/tpm"
         image_pcr = 12
@@ -44,6 +46,8 @@ fn every_key_is_read() {
             mode: LaunchMode::Enforce,
             anchors: "/a".into(),
             floors: "/f".into(),
+            manifests: "/m".into(),
+            policies: "/p".into(),
         },
         tpm: Tpm {
             tcti: "swtpm:path=/run/tpm".into(),
@@ -82,7 +86,7 @@ fn an_error_names_file_line_and_key() {
         ),
         (
             "[launch]\n\nmodus = \"off\"\n",
-            "3: launch.modus: unknown field `modus`, expected one of `mode`, `anchors`, `floors`",
+            "3: launch.modus: unknown field `modus`, expected one of `mode`, `anchors`, `floors`, `manifests`, `policies`",
         ),
         (
             "[lunch]\n",

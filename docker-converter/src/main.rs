@@ -26,6 +26,7 @@ enum Command {
     Push(commands::push::Arguments),
     Pull(commands::pull::Arguments),
     Digest(commands::digest::Arguments),
+    Manifest(commands::manifest::Arguments),
     #[command(subcommand)]
     Pki(commands::pki::Command),
     #[command(hide = true)]
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         Command::Push(arguments) => commands::push::run(&arguments),
         Command::Pull(arguments) => commands::pull::run(&arguments),
         Command::Digest(arguments) => commands::digest::run(&arguments),
+        Command::Manifest(arguments) => commands::manifest::run(&arguments),
         Command::Pki(command) => commands::pki::run(&command),
         Command::Generate(arguments) => commands::generate::run::<Arguments>(&arguments),
     };

@@ -29,12 +29,16 @@ impl Machine {
         let machine = Self { dir };
         let path = |name| machine.path(name).display().to_string();
         let text = format!(
-            "[launch]\nmode = {mode:?}\n[tpm]\ntcti = \"none\"\n[log]\npath = {:?}\n[volumes]\ndir = {:?}\n",
+            "[launch]\nmode = {mode:?}\nmanifests = {:?}\npolicies = {:?}\n[tpm]\ntcti = \"none\"\n[log]\npath = {:?}\n[volumes]\ndir = {:?}\n",
+            path("manifests"),
+            path("policy.d"),
             path("measure.log"),
             path("volumes"),
         );
         fs::write(machine.path("config.toml"), text).unwrap();
         fs::create_dir(machine.launch_dir()).unwrap();
+        fs::create_dir_all(machine.path("web/rootfs/usr")).unwrap();
+        fs::write(machine.path("web/rootfs/usr/file"), "x").unwrap();
         fs::write(machine.launch_dir().join("config.json"), CONFIG).unwrap();
         fs::write(machine.launch_dir().join("lock"), "").unwrap();
         machine
@@ -49,6 +53,8 @@ impl Machine {
     }
 
     fn hook(&self, command: &str, state: &str) -> Output {
+        let web = self.path("web").display().to_string();
+        let state = state.replace("/srv/web", &web);
         let mut child = Command::new(env!("CARGO_BIN_EXE_trustme-hook"))
             .arg(command)
             .arg("--state-dir")
@@ -92,19 +98,22 @@ impl Machine {
 }
 
 #[test]
-fn measure_starts_a_plain_bundle_and_says_that_its_root_is_not_measured() {
+fn measure_starts_a_plain_bundle_from_a_mount_of_its_own() {
     let machine = Machine::new("measure");
     machine.succeeds("launch");
     let written = fs::read_to_string(machine.launch_dir().join("bundle/config.json")).unwrap();
-    let expected = CONFIG.replace("\"rootfs\"", "\"/srv/web/rootfs\"");
+    let root = machine.launch_dir().join("mnt/root");
+    let expected = CONFIG.replace("\"rootfs\"", &format!("{:?}", root.display().to_string()));
     let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
     assert_eq!(json(&written), json(&expected));
-    assert_eq!(machine.log().lines().count(), 2);
-    assert!(
-        machine
-            .log()
-            .contains("a plain root file system is not measured")
-    );
+    // Whatever becomes of the path that the caller named: the mount is of what was measured.
+    fs::rename(machine.path("web/rootfs"), machine.path("web/gone")).unwrap();
+    fs::create_dir(machine.path("web/rootfs")).unwrap();
+    assert_eq!(fs::read_to_string(root.join("usr/file")).unwrap(), "x");
+    let log = machine.log();
+    assert_eq!(log.lines().count(), 3, "{log}");
+    assert!(log.contains("\"verified\":\"tree\""), "{log}");
+    assert!(log.contains("no launch manifest in "), "{log}");
     machine.succeeds("release");
     assert!(!machine.launch_dir().exists());
     machine.succeeds("release");
@@ -129,7 +138,7 @@ fn enforce_refuses_a_plain_bundle_and_records_it() {
     let machine = Machine::new("enforce");
     let error = machine.error("launch", STATE);
     assert!(
-        error.starts_with("refused: not a GuestOS (no annotation org.trustme.guestos)"),
+        error.starts_with("refused: no launch manifest in "),
         "{error}"
     );
     assert!(!machine.launch_dir().join("bundle").exists());

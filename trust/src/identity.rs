@@ -20,6 +20,8 @@ const CGROUP: &str = "<cgroup>";
 const NETWORK: &str = "<network namespace>";
 /// Stands for the path of the host's network namespace.
 const HOST_NETWORK: &str = "<host network namespace>";
+/// Stands for the process of the engine.
+const ENGINE: &str = "<engine>";
 /// Stands for the path of the bundle.
 const BUNDLE: &str = "<bundle>";
 
@@ -127,7 +129,37 @@ pub fn canonical_configuration(
             Some(portable(source, id, bundle))
         });
     }
+    engine_hooks(&mut config);
     serde_json_canonicalizer::to_vec(&config)
+}
+
+/// Of a hook that is the engine itself only the name of what it does stays: the rest are ids and sockets of the container.
+fn engine_hooks(config: &mut Value) {
+    let kinds = config.get_mut("hooks").and_then(Value::as_object_mut);
+    for hook in kinds
+        .into_iter()
+        .flat_map(|kinds| kinds.values_mut())
+        .filter_map(Value::as_array_mut)
+        .flatten()
+    {
+        if !hook["path"].as_str().is_some_and(is_engine_itself) {
+            continue;
+        }
+        replace(hook, "/path", |_| Some(ENGINE.to_owned()));
+        if let Some(arguments) = hook.get_mut("args").and_then(Value::as_array_mut) {
+            arguments.truncate(1);
+        }
+    }
+}
+
+/// Whether a program's path is the process of an engine that is running: Docker names itself so in a hook.
+pub(crate) fn is_engine_itself(path: &str) -> bool {
+    let process = path
+        .strip_prefix("/proc/")
+        .and_then(|rest| rest.strip_suffix("/exe"));
+    process.is_some_and(|id| {
+        id == "self" || (!id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit()))
+    })
 }
 
 /// Puts what `f` makes of it in the place of the string at a JSON pointer, if there is one and `f` makes something.

@@ -6,6 +6,7 @@ pub mod diff;
 pub mod digest;
 pub mod generate;
 pub mod inspect;
+pub mod manifest;
 pub mod pki;
 pub mod pull;
 pub mod push;

@@ -2,6 +2,7 @@
 
 mod dir;
 mod guestos;
+mod plain;
 mod root;
 mod verity;
 
@@ -15,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 use trustme_config::{Config, LaunchMode};
 
 use crate::identity::{GUESTOS_ANNOTATION, Owner, canonical_configuration};
-use crate::log::{Container, Event, MeasureError, Subject, Verdict, Verification, measure, now};
+use crate::log::{Container, Event, MeasureError, Subject, Verdict, measure, now};
 use crate::mount;
 use crate::volume::{self, Request, VolumeError};
 use dir::LaunchDir;
@@ -50,6 +51,9 @@ pub enum LaunchError {
     /// Launch mode enforce, and something does not verify.
     #[error("refused: {0}")]
     Refused(String),
+    /// The root file system has no digest.
+    #[error("root file system: {0}")]
+    Tree(Box<trustme_guestos::tree_digest::ReadError>),
     /// Measuring.
     #[error(transparent)]
     Measure(#[from] MeasureError),
@@ -176,32 +180,6 @@ struct Launch<'l> {
 }
 
 impl Launch<'_> {
-    /// A container whose root file system is a plain directory.
-    fn plain(mut self) -> Result<(), LaunchError> {
-        let Some(root) = self.spec.pointer("/root/path").and_then(Value::as_str) else {
-            return Err(LaunchError::Config("root.path is not a string".to_owned()));
-        };
-        let root = self.state.bundle.join(root).to_string_lossy().into_owned();
-        let reason = format!(
-            "not a GuestOS (no annotation {GUESTOS_ANNOTATION}); a plain root file system is not measured"
-        );
-        let subject = Subject {
-            image: None,
-            name: None,
-            version: None,
-            path: root.clone(),
-            verified: Verification::None,
-            signer: None,
-            verdict: Verdict::Untrusted,
-            reason: Some(reason.clone()),
-            container: Container(self.state.id.clone()),
-            timestamp: now(),
-        };
-        self.decide(subject, None)?;
-        self.set_root(&root)?;
-        self.dir.write_bundle(&self.spec)
-    }
-
     /// A container that is a GuestOS.
     fn guestos(mut self, conf: &Path) -> Result<(), LaunchError> {
         let guest = guestos::open(self.config, conf, &self.spec, &self.dir.device_prefix())?;

@@ -208,7 +208,9 @@ pub enum Verification {
     DmVerity,
     /// The SHA-256 of the whole file that was then mounted.
     Sha256,
-    /// Not measured: the root file system is a plain directory.
+    /// The tree digest of a plain directory, read before the launch.
+    Tree,
+    /// Not measured: the root file system is a plain directory, and an older trustme started it.
     None,
 }
 
@@ -217,6 +219,7 @@ impl std::fmt::Display for Verification {
         f.write_str(match self {
             Self::DmVerity => "dm-verity",
             Self::Sha256 => "sha256",
+            Self::Tree => "tree",
             Self::None => "none",
         })
     }

@@ -158,7 +158,7 @@ fn contains(list: &Value, element: &Value) -> bool {
 }
 
 /// A value as JSON, shortened.
-fn excerpt(value: &Value) -> String {
+pub(super) fn excerpt(value: &Value) -> String {
     const LENGTH: usize = 200;
     match value {
         Value::Null => "absent".to_owned(),
